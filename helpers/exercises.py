@@ -1,0 +1,111 @@
+"""The exercises' answers, checked: "not yet" while unanswered, a hint when wrong, what to notice when right.
+
+To add one: a function that takes the answer, asserts with a hint, and returns what to notice; then a line in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+
+def check(name: str, answer, strict: bool = False) -> None:
+    """Prints whether `answer` solves the exercise `name`. With `strict`, anything but a right answer raises.
+
+    Raises ValueError for an exercise that does not exist, AssertionError (only if strict) for a wrong answer.
+    """
+    if name not in CHECKS:
+        raise ValueError(f"There is no exercise {name!r}. There are: {', '.join(sorted(CHECKS))}.")
+    try:
+        assert answer is not ..., "not yet. Replace the ... with your answer and run this cell again."
+        notice = CHECKS[name](answer)
+    except Exception as error:  # whatever a reader's function may raise
+        hint = str(error) if isinstance(error, AssertionError) else f"your answer raised {error!r}."
+        if strict:
+            raise AssertionError(f"{name}: {hint}") from error
+        print(f"{'·' if answer is ... else '✗'} {name}: {hint}")
+    else:
+        print(f"✓ {name}: {notice}")
+
+
+def caption_count(count) -> str:
+    """`count(coco)`: the parsed captions JSON → {image id: number of captions}."""
+    coco = {
+        "images": [{"id": 139}, {"id": 285}, {"id": 632}],
+        "annotations": [{"id": i, "image_id": image, "caption": "a cat"} for i, image in enumerate([285, 139, 285])],
+    }
+    counts = dict(count(coco))
+    assert set(counts) >= {139, 285}, f"every image id belongs in the result; it has {sorted(counts)}."
+    assert (counts[139], counts[285]) == (1, 2), (
+        f"image 139 has 1 caption and image 285 has 2; you counted {counts[139]} and {counts[285]}. Look at image_id."
+    )
+    assert counts.get(632) == 0, "image 632 has no caption and must be there with a 0. Start from coco['images']."
+    return "start from the images, and one without captions shows up before training does it for you."
+
+
+def masked_mean(pool) -> str:
+    """`pool(hidden [B, T, D], mask [B, T])` → the mean over real tokens, [B, D]."""
+    hidden = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    pooled = pool(hidden, mask)
+    assert tuple(pooled.shape) == (3, 4), f"the result has shape {tuple(pooled.shape)}; one vector a text is [3, 4]."
+    expected = torch.stack([hidden[row, : mask[row].sum()].mean(0) for row in range(3)])
+    assert not torch.allclose(pooled, hidden.mean(1), atol=1e-5), "padding is averaged in: the mask is not used."
+    assert not torch.allclose(pooled, (hidden * mask[..., None]).mean(1), atol=1e-5), (
+        "padding adds nothing to your sum, good, but you still divide by its length. Divide by mask.sum(1)."
+    )
+    assert torch.allclose(pooled, expected, atol=1e-5), "each text's mean is over its own real tokens only."
+    return "the same caption gets the same vector, however long its neighbours in the batch are."
+
+
+def one_pair(loss) -> str:
+    """The InfoNCE loss of a batch of one pair."""
+    assert loss == 0, "with one caption to choose from, what probability does softmax give it? And minus its logarithm?"
+    return "there is nothing to tell apart: a contrastive loss learns from the other pairs of its batch."
+
+
+def untrained(loss) -> str:
+    """Roughly the InfoNCE loss of an untrained model at batch size 512."""
+    assert not math.isclose(loss, math.log2(512), abs_tol=0.1), "that is in bits; cross-entropy is in nats: ln."
+    assert abs(loss - math.log(512)) < 0.1, "a guess among n captions has probability 1/n. What is −ln(1/512)?"
+    return "ln 512 ≈ 6.24. A loss that stays near ln(batch) means that nothing is being learned."
+
+
+def temperature(softmax) -> str:
+    """`softmax(similarities [N, M], temperature)` → the probabilities of each row, [N, M]."""
+    similarities = torch.tensor([[0.9, 0.1, -0.3], [0.2, 0.4, 0.1]])
+    result = torch.as_tensor(softmax(similarities, 0.07))
+    assert result.shape == similarities.shape, f"the result has shape {tuple(result.shape)}, not [2, 3]."
+    assert not torch.allclose(result, torch.softmax(similarities, 1), atol=1e-4), "the temperature has no effect yet."
+    assert not torch.allclose(result, torch.softmax(similarities * 0.07, 1), atol=1e-4), (
+        "you multiply by the temperature. Divide: a low temperature makes differences larger."
+    )
+    assert torch.allclose(result.sum(1), torch.ones(2), atol=1e-5), "each row must sum to 1: softmax over dim=1."
+    assert torch.allclose(result, torch.softmax(similarities / 0.07, 1), atol=1e-4), "softmax(s / temperature)."
+    return "cosines live in [−1, 1]; without 1/0.07 even a perfect match would get a timid probability."
+
+
+def arange(accuracy) -> str:
+    """`accuracy(logits [N, C], labels [N])` → the share of images whose best class is their label."""
+    labels = np.array([2, 0, 0, 1, 2, 2])
+    predicted = np.array([2, 0, 1, 1, 2, 0])
+    logits = torch.from_numpy(np.eye(3, dtype=np.float32)[predicted])
+    result = float(accuracy(logits, torch.from_numpy(labels)))
+    assert not math.isclose(result, float((predicted == np.arange(6)).mean())), (
+        "you compare with arange. That is right for a batch of pairs (caption i fits image i), not for classes."
+    )
+    assert not 1 < result <= 100, "as a share, please: between 0 and 1."
+    assert math.isclose(result, 4 / 6, abs_tol=1e-6), f"4 of these 6 are right; you get {result:.3f}."
+    return "in training the diagonal is the target; in classification many images share one class."
+
+
+CHECKS = {
+    "01-caption-count": caption_count,
+    "02-masked-mean": masked_mean,
+    "03-one-pair": one_pair,
+    "03-untrained": untrained,
+    "03-temperature": temperature,
+    "06-arange": arange,
+}
