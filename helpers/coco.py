@@ -1,0 +1,375 @@
+"""COCO 2017 on disk, as PyTorch sees it: photographs, their captions, their labels, boxes and masks.
+
+    <root>/train2017/*.jpg   <root>/val2017/*.jpg   <root>/annotations/{captions,instances}_{train,val}2017.json
+
+MiniCOCO is written in the same layout, so this module reads both and never asks which one it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pycocotools.coco import COCO
+from torch.utils.data import Dataset, Sampler
+
+WHERE = "Notebook 01 renders MiniCOCO and says where COCO 2017 comes from; CLIP_COCO_DIR names a copy you already have."
+WHOLE = (b"\xff\xd9", b"IEND\xaeB`\x82")  # how a complete JPEG, a complete PNG ends
+CAPTION, ORDER, SPLIT = range(3)  # what a hash decides
+PROBES = ("known", "unseen_drawing", "uncaptioned", "unseen", "pairs")
+
+
+def splitmix64(*keys) -> np.ndarray:
+    """A hash of integers that broadcast against each other: uint64, evenly spread. Equal keys, equal hash, anywhere.
+
+    The finaliser of splitmix64 (Steele et al. 2014), chained. It is a bijection: unequal last keys, unequal hashes.
+    """
+    h = np.zeros(1, np.uint64)
+    for key in keys:
+        z = (h ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        h = z ^ (z >> np.uint64(31))
+    return h
+
+
+def open_image(path, size: int | None = None) -> Image.Image:
+    """The picture at `path` as upright RGB, transparent parts white.
+
+    `size`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its resolution, several times faster, while both sides keep at
+    least `size` pixels. Raises FileNotFoundError, or OSError for a file that is no whole picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if size:
+                image.draft("RGB", (size, size))
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # 16 bits: convert() would clip at 255 instead of scaling
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist. {WHERE}") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
+        raise OSError(f"{path} is no whole picture ({error}). Delete it and fetch or render it again.") from error
+
+
+class Captions(NamedTuple):
+    """A captions file as flat arrays: no Python object per caption, so that forked workers share the memory."""
+
+    digest: str  # SHA-256 of the file
+    image_ids: np.ndarray  # [N] int64, ascending
+    files: np.ndarray  # [N] file names
+    starts: np.ndarray  # [N+1] image i has the captions starts[i] … starts[i+1]-1, by annotation id
+    offsets: np.ndarray  # [M+1] caption c is utf8[offsets[c]:offsets[c+1]]
+    utf8: np.ndarray  # uint8
+
+
+def read_captions(path) -> Captions:
+    """Reads annotations/captions_*.json. Raises FileNotFoundError or ValueError naming what is missing in it."""
+    data, digest = _read_json(path, "images", "annotations")
+    images, annotations = data["images"], data["annotations"]
+    try:
+        image_ids = np.array([image["id"] for image in images], np.int64)
+        files = np.array([image["file_name"] for image in images], np.str_)
+        owners = np.array([annotation["image_id"] for annotation in annotations], np.int64)
+        order = np.lexsort((np.array([annotation["id"] for annotation in annotations], np.int64), owners))
+        texts = [annotations[k]["caption"].encode("utf-8", "surrogatepass") for k in order]
+    except KeyError as error:
+        raise ValueError(f"{path}: an entry lacks {error}. Is it a captions_*.json of COCO 2017? {WHERE}") from None
+    rows = np.argsort(image_ids)
+    image_ids, owners = image_ids[rows], owners[order]
+    if len(twice := image_ids[1:][np.diff(image_ids) == 0]):
+        raise ValueError(f"{path}: image {twice[0]} is listed twice under `images`. Fetch or render the file again.")
+    if len(strays := np.setdiff1d(owners, image_ids)):
+        raise ValueError(f"{path}: image {strays[0]} has captions but is not under `images`. Fetch or render it again.")
+    return Captions(
+        digest,
+        image_ids,
+        files[rows],
+        starts=np.append(np.searchsorted(owners, image_ids), len(owners)),
+        offsets=np.cumsum([0, *map(len, texts)]),
+        utf8=np.frombuffer(b"".join(texts), np.uint8),
+    )
+
+
+def _read_json(path, *keys) -> tuple[dict, str]:
+    """The object in a JSON file, which must have `keys`, and the file's SHA-256."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist. {WHERE}")
+    raw = Path(path).read_bytes()
+    try:
+        data = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file ({error}). Delete it and fetch or render it again.") from None
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            raise ValueError(f"{path} has no `{key}`. Is it an annotation file of COCO 2017? {WHERE}")
+    return data, hashlib.sha256(raw).hexdigest()
+
+
+class CaptionedImages(Dataset):
+    """The images of one folder with their captions: `image_ids` [N] ascending, image i by position in it.
+
+    Which caption a training step sees, and in which order, follows from (seed, epoch, image id) alone: the number of
+    workers, prefetching and resuming change nothing. `transform` (PIL image → tensor) is applied by `[]`, which
+    decodes at `size` (see `open_image`).
+    """
+
+    def __init__(self, root, folder: str = "val2017", image_ids=None, seed: int = 0, transform=None, size=None):
+        self.root, self.folder, self.seed, self.transform, self.size = Path(root), folder, seed, transform, size
+        self.annotation_file = self.root / "annotations" / f"captions_{folder}.json"
+        self.table = read_captions(self.annotation_file)
+        self._select(self.table.image_ids if image_ids is None else image_ids)
+
+    def _select(self, image_ids):
+        self.image_ids = np.unique(np.asarray(image_ids, np.int64))
+        if len(unknown := np.setdiff1d(self.image_ids, self.table.image_ids)):
+            raise ValueError(f"{self.annotation_file} does not list the images {_some(unknown)}.")
+        self._rows = np.searchsorted(self.table.image_ids, self.image_ids)
+        self.counts = np.diff(self.table.starts)[self._rows]  # captions per image
+
+    def subset(self, image_ids) -> CaptionedImages:
+        """The same data set with these images only; captions are shared, not copied."""
+        part = copy(self)
+        part._select(image_ids)
+        return part
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def path(self, i) -> Path:
+        return self.root / self.folder / str(self.table.files[self._rows[i]])
+
+    def _paths(self) -> list[str]:
+        folder = os.path.join(self.root, self.folder)
+        return [os.path.join(folder, name) for name in self.table.files[self._rows].tolist()]
+
+    def image(self, i, size: int | None = None) -> Image.Image:
+        return open_image(self.path(i), size)
+
+    def _text(self, c) -> str:
+        start, stop = self.table.offsets[c : c + 2]
+        return self.table.utf8[start:stop].tobytes().decode("utf-8", "surrogatepass")
+
+    def captions(self, i) -> list[str]:
+        """All captions of image i, by annotation id."""
+        return [self._text(c) for c in range(*self.table.starts[self._rows[i] : self._rows[i] + 2])]
+
+    def all_captions(self) -> tuple[list[str], np.ndarray]:
+        """For evaluation: every caption [M], and for each the position [M] of the image that it belongs to."""
+        texts = [text for i in range(len(self)) for text in self.captions(i)]
+        return texts, np.repeat(np.arange(len(self)), self.counts)
+
+    def draw(self, epoch: int, i=slice(None)) -> np.ndarray:
+        """Which of its captions each image shows in `epoch`: int64 in [0, count). For images `i`, by default all."""
+        self._require_captions(i)
+        return (splitmix64(CAPTION, self.seed, epoch, self.image_ids[i]) % self.counts[i].astype(np.uint64)).astype(int)
+
+    def caption(self, i, epoch: int) -> str:
+        """The caption of image i that training sees in `epoch`."""
+        return self._text(self.table.starts[self._rows[i]] + self.draw(epoch, i)[0])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order in which training visits the images in `epoch`: a permutation [N]."""
+        return np.argsort(splitmix64(ORDER, self.seed, epoch, self.image_ids))
+
+    def __getitem__(self, key) -> dict:
+        """Image i as {"image", "caption", "image_id"}; `key` is i (epoch 0) or (epoch, i)."""
+        epoch, i = key if isinstance(key, tuple) else (0, key)
+        image = self.image(i, self.size)
+        image = self.transform(image) if self.transform else image
+        return {"image": image, "caption": self.caption(i, epoch), "image_id": int(self.image_ids[i])}
+
+    def fingerprint(self) -> str:
+        """Changes with the annotation file and with the images' names and sizes on disk; reads no pixels."""
+        digest = hashlib.sha256(self.table.digest.encode())
+        for path in self._paths():
+            digest.update(f"{os.path.basename(path)} {os.path.getsize(path)}\n".encode())
+        return digest.hexdigest()
+
+    def _require_captions(self, i=slice(None)):
+        if not self.counts[i].all():
+            bare = _some(self.image_ids[self.counts == 0])
+            raise ValueError(f"{self.annotation_file} has no caption for {bare}. Fetch it again or take a subset().")
+
+    def check(self) -> CaptionedImages:
+        """Before training: raises if the folder, an image, the end of its file or its captions are missing."""
+        if not (self.root / self.folder).is_dir():
+            raise FileNotFoundError(f"The folder {self.root / self.folder} does not exist. {WHERE}")
+        self._require_captions()
+        if missing := [path for path in self._paths() if not os.path.exists(path)]:
+            raise FileNotFoundError(f"{len(missing)} of {len(self)} images do not exist: {_some(missing)}. {WHERE}")
+        for path in self._paths():
+            with open(path, "rb", buffering=0) as file:
+                file.seek(max(0, os.path.getsize(path) - 8))
+                if not file.read().endswith(WHOLE):
+                    open_image(path)  # an odd ending is no proof, failing to decode is
+        return self
+
+
+def _some(things) -> str:
+    return ", ".join(map(str, things[:3])) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
+
+
+def load_split(profile, split: str) -> CaptionedImages:
+    """The images of `split`, checked: "train", "dev" (set aside from train) or "val" (looked at once, to report).
+
+    Splits that come from one folder are dealt out in the order of the hashed image id, so they are disjoint and stay
+    the same for every seed. Raises ValueError if the folder holds fewer images than the profile says.
+    """
+    train = None if profile.train_images is None else profile.train_images - profile.dev_images
+    sizes = {"val": profile.val_images, "dev": profile.dev_images, "train": train}
+    if split not in sizes:
+        raise ValueError(f"There is no split {split!r}. Choose one of: {', '.join(sizes)}.")
+    folders = {"val": profile.val_folder, "dev": profile.train_folder, "train": profile.train_folder}
+    images = CaptionedImages(profile.data, folders[split], seed=profile.seed)
+    left = images.image_ids[np.argsort(splitmix64(SPLIT, images.image_ids))]
+    for name, size in sizes.items():
+        if folders[name] == folders[split]:
+            taken, left = np.split(left, [len(left) if size is None else size])
+            if len(taken) < (size or 1):
+                short = f"the profile {profile.name} wants {size or 'some'} for {name} and {len(taken)} are left"
+                raise ValueError(f"{images.annotation_file} lists {len(images)} images: {short}. {WHERE}")
+            if name == split:
+                return images.subset(taken).check()
+
+
+class Collate:
+    """Items of `CaptionedImages` → a batch. Captions are tokenised here and nowhere else.
+
+    `tokenize`: texts → {"input_ids", "attention_mask"} [B, T], padded to the longest, truncated to the tower's limit.
+    """
+
+    def __init__(self, tokenize):
+        self.tokenize = tokenize
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        return {
+            "pixel_values": torch.stack([item["image"] for item in items]),  # [B, 3, H, W] uint8
+            **self.tokenize([item["caption"] for item in items]),
+            "image_ids": torch.tensor([item["image_id"] for item in items]),  # [B]
+        }
+
+
+class EpochBatches(Sampler):
+    """The batches of one epoch, lists of (epoch, i): the `batch_sampler` of a DataLoader over `images`.
+
+    The last, incomplete batch is dropped, since a contrastive loss depends on the batch size.
+    """
+
+    drop_last = True  # read by accelerate, like batch_size
+
+    def __init__(self, images: CaptionedImages, batch_size: int, epoch: int):
+        if batch_size > len(images):
+            raise ValueError(f"A batch of {batch_size} is larger than the {len(images)} images. Take a smaller one.")
+        self.images, self.batch_size, self.epoch = images, batch_size, epoch
+
+    def __len__(self):
+        return len(self.images) // self.batch_size
+
+    def __iter__(self):
+        order = self.images.order(self.epoch).tolist()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield [(self.epoch, i) for i in order[start : start + self.batch_size]]
+
+
+class Instances:
+    """Labels, boxes and masks of <root>/annotations/<file>, through pycocotools; `names` [C] in category-id order."""
+
+    def __init__(self, root, file: str = "instances_val2017.json"):
+        self.path = Path(root) / "annotations" / file
+        self.coco = COCO()
+        self.coco.dataset, _ = _read_json(self.path, "images", "annotations", "categories")
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.coco.createIndex()
+        self.names = [self.coco.cats[k]["name"] for k in sorted(self.coco.cats)]
+        self.column = {k: c for c, k in enumerate(sorted(self.coco.cats))}  # category id → position in names
+
+    def annotations(self, image_id) -> list[dict]:
+        """What the file says about one image; KeyError if it does not list the image."""
+        if image_id not in self.coco.imgs:
+            raise KeyError(f"{self.path} does not list image {image_id}.")
+        return self.coco.imgToAnns.get(image_id, [])
+
+    def labels(self, image_ids) -> np.ndarray:
+        """Which categories occur in each image: bool [N, C]."""
+        labels = np.zeros((len(image_ids), len(self.names)), bool)
+        for row, image_id in zip(labels, image_ids, strict=True):
+            row[[self.column[a["category_id"]] for a in self.annotations(image_id)]] = True
+        return labels
+
+    def boxes(self, image_id) -> list[tuple[str, tuple[float, float, float, float]]]:
+        """(name, (left, top, width, height)) of each object, in pixels."""
+        return [(self.names[self.column[a["category_id"]]], tuple(a["bbox"])) for a in self.annotations(image_id)]
+
+    def mask(self, image_id, category: str) -> np.ndarray:
+        """The pixels of all objects of a category: bool [H, W]."""
+        found = [a for a in self.annotations(image_id) if self.column[a["category_id"]] == self.names.index(category)]
+        height, width = (self.coco.imgs[image_id][side] for side in ("height", "width"))
+        return np.logical_or.reduce([self.coco.annToMask(a) for a in found] or [np.zeros((height, width))])
+
+
+@dataclass
+class LabelledImages:
+    """Pictures of one object each; `names[labels[i]]` says which."""
+
+    paths: list[Path]
+    labels: np.ndarray  # [N] position in names
+    names: list[str]
+    colours: list[str] | None = None
+    squares: list[tuple] | None = None  # (left, top, right, bottom): the part of the picture that counts
+
+    def __len__(self):
+        return len(self.paths)
+
+    def image(self, i, size: int | None = None) -> Image.Image:
+        return open_image(self.paths[i]).crop(self.squares[i]) if self.squares else open_image(self.paths[i], size)
+
+
+def load_probes(profile) -> dict[str, LabelledImages]:
+    """Single objects to classify: MiniCOCO's probe sets, or for COCO one set "known", cut out of the val split."""
+    root = profile.data / "probes"
+    return {name: _read_probe(root, name) for name in PROBES} if root.is_dir() else {"known": object_crops(profile)}
+
+
+def _read_probe(root, name) -> LabelledImages:
+    instances = Instances(root, f"instances_{name}.json")
+    found = instances.coco.dataset["annotations"]
+    paths = [root / name / instances.coco.imgs[a["image_id"]]["file_name"] for a in found]
+    labels = np.array([instances.column[a["category_id"]] for a in found])
+    colours = [a.get("colour") for a in found]
+    return LabelledImages(paths, labels, instances.names, colours if all(colours) else None)
+
+
+def object_crops(profile, limit: int = 1000) -> LabelledImages:
+    """Squares around the one object that covers a tenth or more of a val photograph, where the square fits into it."""
+    images = load_split(profile, "val")
+    instances = Instances(profile.data, f"instances_{images.folder}.json")
+    paths, labels, squares = [], [], []
+    for i, image_id in enumerate(images.image_ids):
+        if image_id not in instances.coco.imgs or len(paths) == limit:
+            continue
+        width, height = (instances.coco.imgs[image_id][side] for side in ("width", "height"))
+        large = [a for a in instances.annotations(image_id) if np.prod(a["bbox"][2:]) >= 0.1 * width * height]
+        if len(large) == 1 and not large[0]["iscrowd"] and max(large[0]["bbox"][2:]) <= min(width, height):
+            x, y, w, h = large[0]["bbox"]
+            side = int(max(w, h))
+            left = int(np.clip(x + w / 2 - side / 2, 0, width - side))
+            top = int(np.clip(y + h / 2 - side / 2, 0, height - side))
+            paths.append(images.path(i))
+            labels.append(instances.column[large[0]["category_id"]])
+            squares.append((left, top, left + side, top + side))
+    return LabelledImages(paths, np.array(labels, int), instances.names, squares=squares)

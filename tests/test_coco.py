@@ -1,0 +1,595 @@
+"""helpers/coco.py against hand-written files in COCO's format, torchvision's CocoCaptions and pycocotools."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader
+from torchvision.datasets import CocoCaptions
+
+from helpers.coco import (
+    CaptionedImages,
+    Collate,
+    EpochBatches,
+    Instances,
+    load_probes,
+    load_split,
+    open_image,
+    read_captions,
+    splitmix64,
+)
+from helpers.profiles import ROOT, get_profile
+
+SAMPLE = ROOT.parent / "shared" / "coco-sample"
+LICENSES = [{"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"}]
+IDS = [139, 285, 632, 724, 776, 785, 802, 872, 885, 1000, 1268, 581781]
+WORDS = ["a dog", "zwei Bären", "ein Café", "犬が走る", "🐕 runs", "A giraffe eating food from the tree."]
+
+
+def image_entry(image_id, width=48, height=32):
+    name = f"{image_id:012d}.jpg"
+    return {
+        "license": 4,
+        "file_name": name,
+        "coco_url": f"http://images.cocodataset.org/val2017/{name}",
+        "height": height,
+        "width": width,
+        "date_captured": "2013-11-14 17:02:52",
+        "flickr_url": f"http://farm7.staticflickr.com/6116/{image_id}_z.jpg",
+        "id": image_id,
+    }
+
+
+def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
+    """A captions file in COCO's own form: images in no order, captions of different images interleaved."""
+    depth = max(map(len, captions.values()), default=0)
+    annotations = [
+        {"image_id": image_id, "id": 37 + 2 * (row + 100 * k), "caption": texts[k]}
+        for k in range(depth)
+        for row, (image_id, texts) in enumerate(captions.items())
+        if k < len(texts)
+    ]
+    path = root / "annotations" / f"captions_{folder}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [image_entry(image_id) for image_id in captions]
+    info = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017}
+    path.write_text(json.dumps({"info": info, "licenses": LICENSES, "images": images, "annotations": annotations}))
+    return path
+
+
+def write_images(root, ids, folder="val2017"):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for image_id in ids:
+        pixels = np.random.default_rng(image_id).integers(0, 256, (4, 6, 3), np.uint8)
+        Image.fromarray(pixels).resize((48, 32)).save(root / folder / f"{image_id:012d}.jpg")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Twelve images in shuffled order with four to six captions each."""
+    shuffled = [IDS[k] for k in np.random.default_rng(0).permutation(len(IDS))]
+    write_captions(tmp_path, {i: [f"{i} {WORDS[(i + k) % 6]}" for k in range(4 + i % 3)] for i in shuffled})
+    write_images(tmp_path, IDS)
+    return tmp_path
+
+
+def edit(root, change, name="captions_val2017.json"):
+    path = root / "annotations" / name
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1)
+
+
+def tokenize(texts):
+    """Code points as tokens, padded to the longest, cut at 10."""
+    ids = [torch.tensor([ord(c) for c in text[:10]]) for text in texts]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    return {"input_ids": padded, "attention_mask": (padded > 0).long()}
+
+
+# Reading
+
+
+def test_agrees_with_coco_captions(root):
+    images = CaptionedImages(root).check()
+    oracle = CocoCaptions(root / "val2017", root / "annotations" / "captions_val2017.json")
+    assert images.image_ids.tolist() == sorted(IDS) == oracle.ids
+    for i, (picture, captions) in enumerate(oracle):
+        assert images.captions(i) == captions
+        assert np.array_equal(images.image(i), picture)
+
+
+def test_all_captions_and_their_owners(root):
+    images = CaptionedImages(root)
+    texts, owners = images.all_captions()
+    assert len(texts) == len(owners) == sum(4 + i % 3 for i in IDS)
+    for i in range(len(images)):
+        assert [texts[m] for m in np.flatnonzero(owners == i)] == images.captions(i)
+
+
+def test_captions_are_held_in_arrays_and_shared_by_subsets(root):
+    images = CaptionedImages(root)
+    digest, *arrays = images.table
+    assert all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays)
+    held = [v for v in vars(images).values() if isinstance(v, (list, dict, set))]
+    assert not held
+    part = images.subset([785, 139])
+    assert part.table is images.table
+    assert part.image_ids.tolist() == [139, 785]
+    assert part.captions(1) == images.captions(images.image_ids.tolist().index(785))
+    assert len(images) == len(IDS)
+
+
+def test_subset_with_an_unknown_image(root):
+    with pytest.raises(ValueError, match=r"captions_val2017.json does not list the images 140"):
+        CaptionedImages(root).subset([139, 140])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    captions=st.dictionaries(
+        st.integers(0, 2**62), st.lists(st.text(st.characters(codec=None)), max_size=4), min_size=1, max_size=5
+    ),
+)
+def test_any_caption_round_trips(tmp_path, captions):
+    path = write_captions(tmp_path, captions)
+    images = CaptionedImages(tmp_path)
+    assert {int(k): images.captions(i) for i, k in enumerate(images.image_ids)} == captions
+    assert read_captions(path).offsets[-1] == len(images.table.utf8)
+
+
+# What a training step sees
+
+
+@given(
+    seed=st.integers(-(2**63), 2**63 - 1),
+    epoch=st.integers(0, 10_000),
+    ids=st.sets(st.integers(0, 2**63 - 1), max_size=60),
+)
+def test_order_and_captions_follow_from_seed_epoch_and_id(seed, epoch, ids):
+    images = bare_images(sorted(ids), seed)
+    order = images.order(epoch)
+    assert sorted(order) == list(range(len(ids)))
+    drawn = images.draw(epoch)
+    assert ((drawn >= 0) & (drawn < images.counts)).all()
+    half = bare_images(sorted(ids)[::2], seed)  # the other images present change nothing
+    assert (half.draw(epoch) == drawn[::2]).all()
+    visits = [i // 2 for i in order if i % 2 == 0]
+    assert half.order(epoch).tolist() == visits
+
+
+def bare_images(ids, seed):
+    """CaptionedImages without files: ids and five captions each."""
+    images = CaptionedImages.__new__(CaptionedImages)
+    images.image_ids, images.seed = np.array(ids, np.int64), seed
+    images.counts = np.full(len(ids), 5)
+    return images
+
+
+def test_hash_is_splitmix64():
+    # The first outputs of splitmix64 seeded with 1234567, as published with xoshiro.
+    golden, state = 0x9E3779B97F4A7C15, 1234567
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [int(splitmix64(state + k * golden & 2**64 - 1)[0]) for k in range(3)] == known
+
+
+def test_seeds_and_epochs_differ_and_captions_are_drawn_evenly():
+    ids = np.arange(5_000) * 7
+    images = bare_images(ids, seed=0)
+    assert (images.order(0) != images.order(1)).mean() > 0.99
+    assert (images.order(0) != bare_images(ids, seed=1).order(0)).mean() > 0.99
+    assert 0.75 < (images.draw(0) != images.draw(1)).mean() < 0.85
+    drawn = np.bincount(np.concatenate([images.draw(epoch) for epoch in range(5)]))
+    assert np.allclose(drawn / drawn.sum(), 0.2, atol=0.01)
+
+
+def test_every_caption_of_an_image_is_seen(root):
+    images = CaptionedImages(root)
+    for i in range(len(images)):
+        assert {images.caption(i, epoch) for epoch in range(80)} == set(images.captions(i))
+
+
+def test_workers_change_nothing(root):
+    images = CaptionedImages(root, seed=3, transform=to_tensor)
+
+    def epoch(number, workers):
+        batches = EpochBatches(images, 5, number)
+        return list(DataLoader(images, batch_sampler=batches, collate_fn=Collate(tokenize), num_workers=workers))
+
+    for number in range(2):
+        alone, helped = epoch(number, 0), epoch(number, 2)
+        assert len(alone) == len(helped) == 2
+        for a, b in zip(alone, helped, strict=True):
+            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(epoch(0, 0)[0]["image_ids"], epoch(1, 0)[0]["image_ids"])
+
+
+def test_a_batch(root):
+    images = CaptionedImages(root, transform=to_tensor)
+    keys = next(iter(EpochBatches(images, 5, epoch=4)))
+    batch = Collate(tokenize)([images[key] for key in keys])
+    assert batch["pixel_values"].shape == (5, 3, 8, 8) and batch["pixel_values"].dtype == torch.uint8
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, 10)
+    assert batch["image_ids"].tolist() == [IDS[i] for _, i in keys]
+    texts = ["".join(map(chr, row[row > 0])) for row in batch["input_ids"]]
+    assert texts == [images.caption(i, 4)[:10] for _, i in keys]
+
+
+def test_an_item_without_an_epoch_is_of_epoch_0(root):
+    images = CaptionedImages(root)
+    assert images[2]["caption"] == images[0, 2]["caption"] == images.caption(2, 0)
+    assert images[2]["image_id"] == 632 and images[2]["image"].size == (48, 32)
+
+
+def test_a_batch_larger_than_the_data(root):
+    with pytest.raises(ValueError, match="batch of 13 is larger than the 12 images"):
+        EpochBatches(CaptionedImages(root), 13, 0)
+
+
+# Pictures
+
+ORIENTATION = 0x0112  # the EXIF tag
+RED, BLUE = (254, 0, 0), (0, 0, 254)  # as JPEG stores them
+
+
+def two_colours(width=64, height=32):
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (width, height), BLUE)
+    image.paste(RED, (0, 0, width // 2, height))
+    return image
+
+
+def save_turned(path, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    two_colours().save(path, exif=exif, quality=95)
+
+
+def assert_colours(image, expected):
+    """`expected`: position → colour."""
+    assert image.mode == "RGB"
+    for position, colour in expected.items():
+        assert np.allclose(image.getpixel(position), colour, atol=6), (position, image.getpixel(position))
+
+
+@pytest.mark.parametrize("mode, name", [("RGB", "x.jpg"), ("CMYK", "x.jpg"), ("RGBA", "x.png"), ("P", "x.png")])
+def test_colour_modes(tmp_path, mode, name):
+    two_colours().convert(mode).save(tmp_path / name)
+    assert Image.open(tmp_path / name).mode == mode
+    assert_colours(open_image(tmp_path / name), {(5, 5): RED, (60, 5): BLUE})
+
+
+@pytest.mark.parametrize("mode, name", [("L", "x.jpg"), ("L", "x.png"), ("LA", "x.png"), ("1", "x.png")])
+def test_grey_modes(tmp_path, mode, name):
+    grey = Image.new("L", (64, 32), 255)
+    grey.paste(0, (0, 0, 32, 32))
+    grey.convert(mode).save(tmp_path / name)
+    assert_colours(open_image(tmp_path / name), {(5, 5): (0, 0, 0), (60, 5): (255, 255, 255)})
+
+
+def test_16_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((32, 32), 128 * 256, np.uint16)).save(tmp_path / "x.png")
+    assert_colours(open_image(tmp_path / "x.png"), {(5, 5): (128, 128, 128)})
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_white(tmp_path, mode):
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 16, 32))
+    image.convert(mode).save(tmp_path / "x.png")
+    assert_colours(open_image(tmp_path / "x.png"), {(5, 5): (0, 0, 0), (28, 5): (255, 255, 255)})
+
+
+@pytest.mark.parametrize("orientation, red, blue", [(1, (5, 5), (60, 5)), (3, (60, 5), (5, 5))])
+@pytest.mark.parametrize("size, shrink", [(None, 1), (16, 2)])
+def test_exif_upside_down(tmp_path, orientation, red, blue, size, shrink):
+    save_turned(tmp_path / "x.jpg", orientation)
+    image = open_image(tmp_path / "x.jpg", size)
+    assert image.size == (64 // shrink, 32 // shrink)
+    assert_colours(image, {(red[0] // shrink, 5 // shrink): RED, (blue[0] // shrink, 5 // shrink): BLUE})
+
+
+@pytest.mark.parametrize("orientation, red, blue", [(6, (5, 5), (5, 60)), (8, (5, 60), (5, 5))])
+@pytest.mark.parametrize("size, shrink", [(None, 1), (16, 2)])
+def test_exif_on_its_side(tmp_path, orientation, red, blue, size, shrink):
+    save_turned(tmp_path / "x.jpg", orientation)
+    image = open_image(tmp_path / "x.jpg", size)
+    assert image.size == (32 // shrink, 64 // shrink)
+    assert_colours(image, {(5 // shrink, red[1] // shrink): RED, (5 // shrink, blue[1] // shrink): BLUE})
+    assert image.getexif().get(ORIENTATION, 1) == 1  # not to be turned again
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 300))
+def test_draft_never_decodes_below_size(tmp_path, width, height, size):
+    Image.new("RGB", (width, height), RED).save(tmp_path / "x.jpg")
+    small = open_image(tmp_path / "x.jpg", size)
+    assert small.width >= min(size, width) and small.height >= min(size, height)
+    assert open_image(tmp_path / "x.jpg").size == (width, height)
+
+
+def test_draft_is_used_by_items(root):
+    images = CaptionedImages(root, size=16)
+    assert images[0]["image"].size == (24, 16)
+    assert images.image(0).size == (48, 32)
+
+
+# Errors
+
+
+def test_a_missing_picture_and_a_cut_one(tmp_path, root):
+    with pytest.raises(FileNotFoundError, match=r"no\.jpg does not exist.*CLIP_COCO_DIR"):
+        open_image(tmp_path / "no.jpg")
+    path = CaptionedImages(root).path(3)
+    for kept in (0, 10, path.stat().st_size // 2):
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(OSError, match=rf"{path.name} is no whole picture.*Delete it"):
+            open_image(path)
+        with pytest.raises(OSError, match=rf"{path.name} is no whole picture"):
+            CaptionedImages(root).check()
+        write_images(root, IDS)
+    two_colours().save(root / "val2017" / "cut.png")
+    cut = (root / "val2017" / "cut.png").read_bytes()[:60]
+    (root / "val2017" / "cut.png").write_bytes(cut)
+    with pytest.raises(OSError, match=r"cut\.png is no whole picture"):
+        open_image(root / "val2017" / "cut.png")
+
+
+def test_check_accepts_bytes_after_the_end(root):
+    with CaptionedImages(root).path(3).open("ab") as file:
+        file.write(b"some cameras append a trailer")
+    CaptionedImages(root).check()
+
+
+def test_missing_folder_and_missing_images(root):
+    for image_id in IDS[:5]:
+        (root / "val2017" / f"{image_id:012d}.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"5 of 12 images do not exist: .*000000000139\.jpg.* and 2 more"):
+        CaptionedImages(root).check()
+    CaptionedImages(root).subset(IDS[5:]).check()
+    shutil.rmtree(root / "val2017")
+    with pytest.raises(FileNotFoundError, match=r"folder .*val2017 does not exist.*Notebook 01"):
+        CaptionedImages(root).check()
+
+
+def test_missing_annotation_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"captions_train2017\.json does not exist.*Notebook 01"):
+        CaptionedImages(tmp_path, "train2017")
+
+
+def test_image_without_captions(root):
+    edit(root, lambda data: data["images"].append(image_entry(999)))
+    write_images(root, [999])
+    images = CaptionedImages(root)
+    i = images.image_ids.tolist().index(999)
+    assert images.captions(i) == []
+    for look in (images.check, lambda: images.caption(i, 0), lambda: images.draw(0)):
+        with pytest.raises(ValueError, match=r"captions_val2017\.json has no caption for 999\b"):
+            look()
+    images.subset(IDS).check()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda data: data.pop("annotations"), "has no `annotations`"),
+        (lambda data: data.pop("images"), "has no `images`"),
+        (lambda data: data["annotations"][0].pop("caption"), "lacks 'caption'"),
+        (lambda data: data["images"][0].pop("file_name"), "lacks 'file_name'"),
+        (lambda data: data["images"].append(image_entry(139)), "image 139 is listed twice"),
+        (lambda data: data["annotations"][0].update(image_id=140), "image 140 has captions but is not under `images`"),
+    ],
+)
+def test_a_wrong_annotation_file(root, change, message):
+    edit(root, change)
+    with pytest.raises(ValueError, match=rf"captions_val2017\.json.*{message}"):
+        CaptionedImages(root)
+
+
+@pytest.mark.parametrize("text", ["", '{"images": [', "[]", "null"])
+def test_an_annotation_file_that_is_cut_off(root, text):
+    (root / "annotations" / "captions_val2017.json").write_text(text)
+    with pytest.raises(ValueError, match=r"captions_val2017\.json (is no whole JSON file|has no `images`)"):
+        CaptionedImages(root)
+
+
+# The fingerprint that keys caches
+
+
+def test_fingerprint(root):
+    images = CaptionedImages(root)
+    before = images.fingerprint()
+    assert CaptionedImages(root, seed=5).fingerprint() == before
+    part = images.subset(IDS[:-1]).fingerprint()
+    assert part != before
+    Image.new("RGB", (9, 9)).save(images.path(len(IDS) - 1))
+    assert images.fingerprint() != before
+    assert images.subset(IDS[:-1]).fingerprint() == part
+    write_images(root, IDS)
+    assert images.fingerprint() == before
+    edit(root, lambda data: data["annotations"][3].update(caption="something else"))
+    assert CaptionedImages(root).fingerprint() != before
+
+
+# Splits
+
+
+def profile(root, **changes):
+    small = {"data": root, "train_images": 8, "dev_images": 3, "val_images": 4}
+    return dataclasses.replace(get_profile("coco-val"), **(small | changes))
+
+
+def split_ids(profile):
+    return {name: set(load_split(profile, name).image_ids.tolist()) for name in ("train", "dev", "val")}
+
+
+def test_splits_of_one_folder(root):
+    splits = split_ids(profile(root))
+    assert {name: len(ids) for name, ids in splits.items()} == {"train": 5, "dev": 3, "val": 4}
+    assert set.union(*splits.values()) == set(IDS)
+    assert splits == split_ids(profile(root, seed=7))
+    assert load_split(profile(root, seed=7), "train").seed == 7
+    assert splits["val"] != set(IDS[:4])  # by hash, not by number
+
+
+def test_splits_of_two_folders(root):
+    write_captions(root, {i: ["a cat"] for i in range(1, 11)}, "train2017")
+    write_images(root, range(1, 11), "train2017")
+    splits = split_ids(profile(root, train_folder="train2017", train_images=None, val_images=None))
+    assert {name: len(ids) for name, ids in splits.items()} == {"train": 7, "dev": 3, "val": 12}
+    assert splits["train"] | splits["dev"] == set(range(1, 11)) and splits["val"] == set(IDS)
+    assert len(split_ids(profile(root, train_folder="train2017", train_images=8))["train"]) == 5
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(val=st.integers(1, 6), dev=st.integers(1, 6), train=st.integers(1, 6))
+def test_splits_are_disjoint_or_refused(root, val, dev, train):
+    row = profile(root, val_images=val, dev_images=dev, train_images=dev + train)
+    if val + dev + train > len(IDS):
+        with pytest.raises(ValueError, match="captions_val2017.json lists 12 images: the profile coco-val wants"):
+            load_split(row, "train")
+    else:
+        splits = split_ids(row)
+        assert [len(splits[name]) for name in ("val", "dev", "train")] == [val, dev, train]
+        assert len(set.union(*splits.values())) == val + dev + train
+
+
+def test_split_names_and_checks(root):
+    with pytest.raises(ValueError, match="no split 'test'. Choose one of: val, dev, train"):
+        load_split(profile(root), "test")
+    shutil.rmtree(root / "val2017")
+    with pytest.raises(FileNotFoundError, match="val2017 does not exist"):
+        load_split(profile(root), "val")
+
+
+# Labels, boxes, masks, probes
+
+CATEGORIES = [
+    {"supercategory": "animal", "id": 18, "name": "dog"},
+    {"supercategory": "person", "id": 1, "name": "person"},
+    {"supercategory": "vehicle", "id": 3, "name": "car"},
+]
+
+
+def instance(annotation_id, image_id, category_id, bbox, **more):
+    x, y, w, h = bbox
+    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    entry = {"segmentation": polygon, "area": w * h, "iscrowd": 0, "image_id": image_id, "bbox": bbox}
+    return entry | {"category_id": category_id, "id": annotation_id} | more
+
+
+def write_instances(root, annotations, ids=IDS, name="val2017"):
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    images = [image_entry(image_id) for image_id in ids]
+    data = {"info": {}, "licenses": LICENSES, "images": images, "annotations": annotations, "categories": CATEGORIES}
+    path = root / "annotations" / f"instances_{name}.json"
+    path.write_text(json.dumps(copy.deepcopy(data)))
+    return path
+
+
+@pytest.fixture
+def instances(root):
+    crowd = {"segmentation": {"counts": [0, 32 * 10, 32 * 38], "size": [32, 48]}, "iscrowd": 1}
+    path = write_instances(
+        root,
+        [
+            instance(1, 139, 18, [4, 4, 20, 16]),
+            instance(2, 139, 18, [20, 10, 8, 8]),
+            instance(3, 139, 1, [0, 0, 6, 6]),
+            instance(4, 285, 3, [30, 8, 16, 10]),
+            instance(5, 632, 1, [0, 0, 10, 32], **crowd),
+            instance(6, 724, 1, [0, 0, 40, 10]),  # a square around it would not fit
+            instance(7, 776, 1, [0, 0, 20, 20]),
+            instance(8, 776, 3, [20, 0, 20, 20]),
+        ],
+    )
+    return Instances(root), COCO(path)
+
+
+def test_labels_boxes_and_masks(instances, capsys):
+    ours, oracle = instances
+    capsys.readouterr()
+    assert ours.names == ["person", "car", "dog"]
+    assert ours.labels([139, 285, 785]).tolist() == [[True, False, True], [False, True, False], [False] * 3]
+    assert ours.boxes(139)[0] == ("dog", (4, 4, 20, 16)) and len(ours.boxes(139)) == 3
+    for image_id, name, category in [(139, "dog", 18), (139, "person", 1), (632, "person", 1)]:
+        expected = sum(oracle.annToMask(a) for a in oracle.loadAnns(oracle.getAnnIds(image_id, category))) > 0
+        mask = ours.mask(image_id, name)
+        assert mask.dtype == bool and mask.any() and np.array_equal(mask, expected)
+    empty = ours.mask(139, "car")
+    assert empty.shape == (32, 48) and empty.dtype == bool and not empty.any()
+    assert capsys.readouterr().out == ""
+
+
+def test_labels_of_an_unlisted_image(instances):
+    with pytest.raises(KeyError, match="instances_val2017.json does not list image 140"):
+        instances[0].labels([140])
+
+
+def test_instances_errors(root):
+    with pytest.raises(FileNotFoundError, match="instances_val2017.json does not exist"):
+        Instances(root)
+    with pytest.raises(ValueError, match="captions_val2017.json has no `categories`"):
+        Instances(root, "captions_val2017.json")
+
+
+def test_probes_of_coco_are_crops_of_val(root, instances):
+    row = profile(root, train_folder="train2017", val_images=None)
+    probes = load_probes(row)
+    assert list(probes) == ["known"]
+    known = probes["known"]
+    assert [path.name for path in known.paths] == ["000000000139.jpg", "000000000285.jpg"]
+    assert [known.names[label] for label in known.labels] == ["dog", "car"]
+    assert known.squares == [(4, 2, 24, 22), (30, 5, 46, 21)]
+    assert len(known) == 2 and known.image(0).size == (20, 20) and known.image(1, size=8).size == (16, 16)
+    whole = CaptionedImages(root).image(0)
+    assert np.array_equal(known.image(0), whole.crop((4, 2, 24, 22)))
+
+
+def test_probes_of_minicoco(root):
+    for name in ("known", "unseen_drawing", "uncaptioned", "unseen", "pairs"):
+        more = {"colour": "red"} if name == "pairs" else {}
+        found = [instance(k, 40 + k, 18 - 15 * k, [4, 4, 20, 16], **more) for k in range(2)]
+        write_instances(root / "probes", found, [40, 41], name)
+        write_images(root / "probes", [40, 41], name)
+    probes = load_probes(profile(root))
+    assert list(probes) == ["known", "unseen_drawing", "uncaptioned", "unseen", "pairs"]
+    for name, probe in probes.items():
+        assert [probe.names[label] for label in probe.labels] == ["dog", "car"]
+        assert probe.image(1).size == (48, 32) and probe.image(1, 16).size == (24, 16)
+        assert probe.paths[0] == root / "probes" / name / "000000000040.jpg"
+        assert probe.colours == (["red", "red"] if name == "pairs" else None)
+
+
+# Real photographs
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no sample of COCO beside the repository")
+def test_real_photographs():
+    row = profile(SAMPLE, train_images=200, dev_images=50, val_images=100)
+    splits = split_ids(row)
+    assert [len(splits[name]) for name in ("train", "dev", "val")] == [150, 50, 100]
+    oracle = CocoCaptions(SAMPLE / "val2017", SAMPLE / "annotations" / "captions_val2017.json")
+    images = CaptionedImages(SAMPLE)
+    assert images.image_ids.tolist() == oracle.ids and len(images.all_captions()[0]) == 1_500
+    for i in range(0, 300, 25):
+        picture, captions = oracle[i]
+        assert sorted(images.captions(i)) == sorted(captions)
+        assert np.array_equal(images.image(i), picture)
+    known = load_probes(row)["known"]
+    assert len(known) >= 1 and all(known.image(i).width == known.image(i).height for i in range(len(known)))
