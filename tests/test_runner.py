@@ -53,7 +53,8 @@ def test_in_place_refuses_noise(tmp_path):
 
 def test_widgets_are_stripped_and_metadata_normalised(tmp_path):
     sources = ["import ipywidgets\nipywidgets.Button()", "print('kept')"]
-    path = write(tmp_path / "01_widget.ipynb", *sources, widgets={"x": {}}, language_info={"version": "9"})
+    stale = {"widgets": {"x": {}}, "kernelspec": {"name": "mine", "display_name": "Mine"}}
+    path = write(tmp_path / "01_widget.ipynb", *sources, **stale)
     notebook = execute(path, cwd=tmp_path)
     assert [len(cell.outputs) for cell in notebook.cells] == [0, 1]
     assert set(notebook.metadata) == {"kernelspec", "language_info"}

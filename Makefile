@@ -1,0 +1,49 @@
+# make course   creates .venv, installs, executes every notebook into build/notebooks/
+# make test     all tests              make lab      opens JupyterLab
+# make outputs  executes the notebooks in place, as committed; ONLY="03 06" picks some
+# make readme   README's results       make bench    benchmarks      make clean   removes what was made
+PYTHON ?= python3
+BIN := .venv/bin
+ONLY ?=
+RUN := $(BIN)/python tools/run_notebooks.py $(if $(ONLY),--only $(ONLY))
+
+.PHONY: course test lab outputs readme bench clean
+
+course: .venv/installed
+	@mkdir -p build && ln -sfn ../assets build/assets
+	@$(RUN) --out build/notebooks
+
+test: .venv/installed-dev
+	@$(BIN)/python -m pytest
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+outputs: .venv/installed
+	@$(RUN) --in-place
+
+readme: .venv/installed
+	@$(BIN)/python tools/readme_table.py
+
+bench: .venv/installed
+	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+clean:  # downloaded COCO, committed results and .venv stay
+	rm -rf build data/cache data/minicoco data/minicoco-smoke
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed (PyTorch asks \
+	for it); this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+# The tested versions, where all of them exist (see constraints.txt); otherwise nothing, and the ranges decide.
+PINS = $$($(BIN)/python -c 'import sys, platform as p; sys.platform == "linux" and p.machine() == "x86_64" \
+	and (3, 11) <= sys.version_info < (3, 14) and print("-c constraints.txt")')
+
+.venv/installed: requirements.txt constraints.txt | .venv/bin/python
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt $(PINS)
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt $(PINS)
+	@touch $@

@@ -1,0 +1,38 @@
+"""README's table of results is what data/results says."""
+
+import pytest
+
+from tools.readme_table import ROOT, fill, load, table
+
+MACHINE = {"cpu": "a CPU", "cores": 2, "gpu": None}
+
+
+def result(notebook, **metrics):
+    return {"notebook": notebook, "profile": "mini", "machine": MACHINE, "seconds": 1, "metrics": metrics}
+
+
+def test_rows_columns_and_numbers():
+    recall = {"mean": 0.8123, "std": 0.0044, "seeds": 3, "chance": 0.005, "ceiling": 0.957}
+    zero_shot = {"mean": 0.5, "std": None, "seeds": 1, "chance": 0.0167, "ceiling": None, "interval": [0.41, 0.59]}
+    first = {"projection/text_to_image/recall@5": recall, "projection/text_to_image/mrr": recall}
+    tuned = {"finetuned/text_to_image/recall@5": {**recall, "mean": 0.9}}
+    again = {"projection/text_to_image/recall@5": {**recall, "mean": 0}, "projection/zero_shot/top1": zero_shot}
+    lines = table([result("03", **first), result("04", **tuned), result("06", **again)]).splitlines()
+    assert lines[0] == "| | Chance | Projection heads | Both towers tuned | Ceiling |"
+    assert lines[2] == "| Text → image, recall@5 | 0.005 | 0.812 ± 0.004 | 0.900 ± 0.004 | 0.957 |"
+    assert lines[3] == "| Zero-shot: never captioned, top-1 | 0.017 | 0.500 [0.41, 0.59] |  |  |"
+    assert "a CPU, 2 cores" in lines[-1] and len(lines) == 6
+
+
+def test_only_the_part_between_the_markers_changes():
+    readme = "a\n<!-- results -->\nold\n<!-- /results -->\nb\n"
+    filled = fill(readme, [])
+    assert filled.startswith("a\n<!-- results -->\nNo results yet") and filled.endswith("<!-- /results -->\nb\n")
+    assert "old" not in filled and fill(filled, []) == filled
+    with pytest.raises(ValueError, match="markers"):
+        fill("no markers", [])
+
+
+def test_readme_is_up_to_date():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert fill(readme, load()) == readme, "README's table is not what data/results says: run `make readme`."
