@@ -44,6 +44,16 @@ class Profile:
         return ROOT / "data" / "cache" / self.name
 
     @property
+    def rendered(self) -> bool:
+        """Whether the pictures are MiniCOCO's, drawn on this machine, rather than downloaded."""
+        return self.data.name.startswith("minicoco")
+
+    @property
+    def trained(self) -> Path:
+        """Where trained heads and models are kept. Only mini's are committed, in assets/."""
+        return ROOT / "assets" if self.name == "mini" else self.cache
+
+    @property
     def results(self) -> Path:
         """Where notebooks write `<nn>.json`. Only mini's are committed; CLIP_RESULTS overrides."""
         folder = ROOT / "data" / "results"

@@ -1,0 +1,103 @@
+"""Load or build what a notebook needs from earlier ones: data, towers, embeddings, trained heads.
+
+Every function says what it does when it takes longer than a moment, and does nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from helpers import minicoco
+from helpers.coco import CaptionedImages, load_split
+from helpers.embeddings import Embeddings, extract_embeddings
+from helpers.encoders import ImageTower, TextTower, load_towers, weights_digest
+from helpers.model import CLIP, load_heads, save_heads
+from helpers.profiles import Profile, machine, pick_device
+from helpers.scenes import draw
+from helpers.training import train_heads
+
+
+def data(profile: Profile, split: str) -> CaptionedImages:
+    """Pictures and captions of a split ("train", "dev" or "val"); MiniCOCO is rendered first where it is missing."""
+    if profile.rendered:
+        minicoco.render(profile)
+    return load_split(profile, split)
+
+
+def gallery(profile: Profile, count: int) -> tuple[list[Image.Image], list[str]]:
+    """The first pictures of val, each with its most detailed caption; drawn on the spot where the data is not there yet."""
+    if profile.rendered and not (profile.data / "annotations").is_dir():
+        scenes = [minicoco.scene_of("val2017", i, profile.seed) for i in range(count)]
+        told = [minicoco.five_captions("val2017", i, profile.seed, scene) for i, scene in enumerate(scenes)]
+        return [draw(scene)[0] for scene in scenes], [captions[0][0] for captions in told]
+    images = data(profile, "val")
+    rows = range(min(count, len(images)))
+    return [images.image(i) for i in rows], [images.captions(i)[0] for i in rows]
+
+
+@lru_cache(1)
+def towers(profile: Profile) -> tuple[ImageTower, TextTower]:
+    """The profile's two pretrained towers, frozen, loaded once."""
+    pair = load_towers(profile)
+    for tower in pair:
+        tower.requires_grad_(False)
+    return pair
+
+
+def embeddings(profile: Profile, split: str) -> Embeddings:
+    """The frozen features of a split, from the cache where they are there."""
+    return extract_embeddings(*towers(profile), data(profile, split), profile.cache, profile.batch_size)
+
+
+def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> CLIP:
+    """The towers with projection heads trained over them, in evaluation mode on the best device.
+
+    Kept in `profile.trained`; trained (and said) where they are missing, were made for other towers, or with `rebuild`.
+    """
+    seed = profile.seed if seed is None else seed
+    image_tower, text_tower = towers(profile)
+    made_for = {"image_tower": weights_digest(image_tower), "text_tower": weights_digest(text_tower)}
+    folder = Path(profile.trained, "heads", f"seed-{seed}")
+    if not rebuild and (folder / "heads.json").is_file():
+        model, meta = load_heads(folder, image_tower, text_tower)
+        if {name: meta.get(name) for name in made_for} == made_for:
+            return model.to(pick_device())
+    print(f"Training projection heads, seed {seed}: once, then they are loaded.")
+    train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
+    torch.manual_seed(seed)
+    model = CLIP(image_tower.dim, text_tower.dim, profile.embed_dim, image_tower, text_tower)
+    history = train_heads(model.to(pick_device()), train, dev, epochs=profile.head_epochs, seed=seed)
+    best = min(history, key=lambda row: row["dev_loss"])
+    about = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": history}
+    save_heads(model, folder, made_for | about)
+    return model.eval()
+
+
+def save_results(profile: Profile, notebook: str, metrics: dict, seconds: float) -> Path:
+    """Writes what a notebook measured to `profile.results / <notebook>.json`, atomically; returns the path."""
+    path = Path(profile.results) / f"{notebook}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"notebook": notebook, "profile": profile.name, "machine": machine(), "seconds": round(seconds, 1)}
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps({**content, "metrics": metrics}, indent=1) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def over_seeds(runs: list[dict], ceiling: dict | None = None, chance: dict | None = None, prefix: str = "") -> dict:
+    """Mean and standard deviation of each metric over runs (one dict a seed), with chance and ceiling beside them."""
+    result = {}
+    for name in runs[0]:
+        values = np.array([run[name] for run in runs], float)
+        row = {"mean": values.mean(), "std": values.std(ddof=1) if len(values) > 1 else 0.0, "seeds": len(values)}
+        row |= {"chance": chance[name]} if chance and name in chance else {}
+        row |= {"ceiling": ceiling[name]} if ceiling and name in ceiling else {}
+        result[prefix + name] = row
+    return {name: {k: round(float(v), 5) if k != "seeds" else v for k, v in row.items()} for name, row in result.items()}

@@ -1,0 +1,321 @@
+"""Every figure of the course: functions from arrays and pictures to a matplotlib `Figure`, without mathematics.
+
+Colours: images are blue, texts orange; right is green, wrong is red.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Polygon
+
+IMAGE, TEXT, RIGHT, WRONG, GREY = "#2a6fbb", "#e07b39", "#2e9e5b", "#cc3d3d", "#8a8f98"
+
+
+def style() -> None:
+    """The look of all figures; called once by each notebook's set-up cell."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    plt.rcParams.update({
+        "figure.dpi": 110, "savefig.dpi": 110, "figure.constrained_layout.use": True, "figure.titlesize": 14,
+        "axes.titlesize": 12, "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
+        "image.interpolation": "antialiased",
+    })  # fmt: skip
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes, and closed: what a widget shows."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def wrap(text: str, width: int, lines: int = 6) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+
+
+def picture(axes, image, edge: str | None = None) -> None:
+    """A picture without ticks; `edge` frames it."""
+    axes.imshow(np.asarray(image))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(edge is not None)
+        spine.set(color=edge or "black", linewidth=4)
+
+
+def image_grid(images, titles=None, columns: int = 4, size: float = 2.2, title: str = "", marks=None, width=None) -> Figure:
+    """Pictures in rows with a caption under each; marks: True (right), False (wrong) or None for each picture."""
+    rows = -(-len(images) // columns)
+    width = width or int(size * 11)
+    tallest = max((wrap(t, width).count("\n") + 1 for t in titles), default=0) if titles is not None else 0
+    figure, grid = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.19 * tallest) * rows + 0.4), squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(images):
+            axes.axis("off")
+            continue
+        mark = None if marks is None else marks[i]
+        picture(axes, images[i], edge=None if mark is None else (RIGHT if mark else WRONG))
+        if titles is not None:
+            axes.set_xlabel(wrap(titles[i], width), fontsize=9, color="black" if mark is None else axes.spines["left"].get_edgecolor())
+    figure.suptitle(title)
+    return figure
+
+
+def similarity_matrix(images, captions, similarity, title: str = "", ax_label: str = "cosine", fmt: str = ".2f") -> Figure:
+    """Images [N] (columns, as thumbnails) against captions [M] (rows): similarity [M, N] with its number in every cell."""
+    similarity = np.asarray(similarity)
+    m, n = similarity.shape
+    figure, grid = plt.subplots(
+        2, 1, figsize=(3.4 + 0.78 * n, 1.0 + 0.62 * m + 0.8), height_ratios=[0.8, 0.62 * m], layout="none"
+    )
+    left, right = 3.3 / figure.get_figwidth(), 0.93
+    figure.subplots_adjust(left=left, right=right, top=0.9, bottom=0.02, hspace=0.02)
+    strip, axes = grid
+    strip.axis("off")
+    limit = max(abs(similarity.min()), abs(similarity.max()))
+    sns.heatmap(similarity, annot=True, fmt=fmt, cmap="vlag", vmin=-limit, vmax=limit, cbar=True, ax=axes, linewidths=1,
+                cbar_kws={"label": ax_label, "fraction": 0.03, "pad": 0.02}, annot_kws={"fontsize": 9})  # fmt: skip
+    axes.set_yticks(np.arange(m) + 0.5, [wrap(c, 44, 2) for c in captions], rotation=0, fontsize=8.5)
+    axes.set_xticks([])
+    figure.canvas.draw()
+    box = axes.get_position()
+    for i, image in enumerate(images):
+        wide = box.width / n
+        inset = figure.add_axes([box.x0 + (i + 0.06) * wide, box.y1 + 0.005, 0.88 * wide, 0.88 * wide * figure.get_figwidth() / figure.get_figheight()])
+        picture(inset, image)
+    for k in range(min(m, n)):
+        axes.add_patch(plt.Rectangle((k, k), 1, 1, fill=False, edgecolor="black", linewidth=2))
+    figure.suptitle(title, x=left, ha="left", y=0.995, fontweight="bold", fontsize=12)
+    return figure
+
+
+def number_grids(tables: dict, title: str = "", fmt: str = ".2f", rows=None, columns=None, cmap: str = "Blues") -> Figure:
+    """Small matrices side by side, each named, every number visible: {"softmax over rows": [n, n], …}."""
+    figure, grid = plt.subplots(1, len(tables), figsize=(3.5 * len(tables), 3.5), squeeze=False)
+    for axes, (name, table) in zip(grid[0], tables.items(), strict=True):
+        table = np.asarray(table)
+        sns.heatmap(table, annot=True, fmt=fmt, cmap=cmap, cbar=False, square=True, linewidths=1, ax=axes,
+                    xticklabels=columns or [f"text {j}" for j in range(table.shape[1])],
+                    yticklabels=rows or [f"image {i}" for i in range(table.shape[0])])  # fmt: skip
+        axes.set_title(name, fontsize=11)
+        axes.tick_params(axis="y", rotation=0)
+    figure.suptitle(title)
+    return figure
+
+
+def training_curves(histories: dict, title: str = "", recall: str = "dev_recall@5", chance_loss: float | None = None) -> Figure:
+    """Loss, dev recall and temperature by epoch, for one or more named histories (lists of rows of `train_heads`)."""
+    figure, (loss, found, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
+    for k, (name, history) in enumerate(histories.items()):
+        color = sns.color_palette()[k]
+        epochs = [row["epoch"] for row in history]
+        loss.plot(epochs, [row["train_loss"] for row in history], color=color, linestyle="--", label=f"{name}, train")
+        loss.plot(epochs, [row["dev_loss"] for row in history], color=color, label=f"{name}, dev")
+        found.plot(epochs, [row[recall] for row in history], color=color, label=name)
+        scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color, label=name)
+    if chance_loss is not None:
+        loss.axhline(chance_loss, color=GREY, linestyle=":")
+        loss.annotate("nothing learned", (1, chance_loss), xytext=(0, 3), textcoords="offset points", color=GREY, fontsize=9)
+    loss.set(title="Contrastive loss", xlabel="epoch", ylabel="loss (nats)")
+    found.set(title="Recall on dev", xlabel="epoch", ylabel=recall.removeprefix("dev_") + ", text→image", ylim=(0, 1))
+    scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")
+    loss.legend(fontsize=9)
+    if len(histories) > 1:
+        found.legend(fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def embedding_map(points, kinds, title: str = "", links: bool = False, labels=("image", "caption")) -> Figure:
+    """Points [N, 2] of two kinds (0 or 1) in one plane; links: the first half belongs to the second, row by row."""
+    points, kinds = np.asarray(points), np.asarray(kinds)
+    figure, axes = plt.subplots(figsize=(6, 5))
+    if links:
+        half = len(points) // 2
+        for a, b in zip(points[:half], points[half:], strict=True):
+            axes.plot(*zip(a, b), color=GREY, linewidth=0.5, alpha=0.5, zorder=1)
+    for kind, (color, label) in enumerate(zip((IMAGE, TEXT), labels, strict=True)):
+        axes.scatter(*points[kinds == kind].T, s=14, color=color, label=label, alpha=0.75, edgecolor="none", zorder=2)
+    axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
+    axes.legend()
+    return figure
+
+
+def histograms(groups: dict, title: str = "", xlabel: str = "cosine", bins=60, marks: dict | None = None) -> Figure:
+    """Overlaid densities of named samples; marks: {label: x} draws a named vertical line."""
+    figure, axes = plt.subplots(figsize=(8, 3.8))
+    everything = np.concatenate([np.ravel(v) for v in groups.values()])
+    edges = np.linspace(everything.min(), everything.max(), bins)
+    for color, (name, values) in zip((RIGHT, WRONG, IMAGE, TEXT, GREY), groups.items(), strict=False):
+        axes.hist(np.ravel(values), edges, density=True, alpha=0.55, color=color, label=name)
+    for k, (name, x) in enumerate((marks or {}).items()):
+        axes.axvline(x, color="black", linestyle="--", linewidth=1)
+        axes.annotate(name, (x, axes.get_ylim()[1] * (0.93 - 0.1 * k)), xytext=(4, 0), textcoords="offset points", fontsize=9)
+    axes.set(title=title, xlabel=xlabel, ylabel="density")
+    axes.legend()
+    return figure
+
+
+def bars(rows: dict, title: str = "", xlabel: str = "", chance: dict | None = None, ceiling: dict | None = None) -> Figure:
+    """Horizontal bars {name: value or (value, (low, high))} between 0 and 1; chance and ceiling as marks on each bar."""
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * len(rows)))
+    for y, (name, value) in enumerate(rows.items()):
+        value, interval = value if isinstance(value, tuple) else (value, None)
+        axes.barh(y, value, color=IMAGE, alpha=0.85, height=0.62)
+        high = interval[1] if interval is not None else value
+        if interval is not None:
+            axes.errorbar(value, y, xerr=[[value - interval[0]], [interval[1] - value]], color="black", capsize=4)
+        for marks, look in ((chance, (WRONG, "chance")), (ceiling, (RIGHT, "ceiling"))):
+            if marks and name in marks:
+                axes.plot([marks[name]] * 2, [y - 0.4, y + 0.4], color=look[0], linewidth=3, label=look[1] if y == 0 else None)
+        axes.annotate(f"{value:.3f}", (high, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(title=title, xlabel=xlabel, xlim=(0, 1.08))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    if chance or ceiling:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22 - 0.6 / len(rows)), ncols=2, frameon=False)
+    return figure
+
+
+def confusion(matrix, names, title: str = "", top: int | None = None) -> Figure:
+    """Confusion matrix [C, C] (rows: true class), each row in shares; `top` keeps the most confused classes."""
+    matrix = np.asarray(matrix, float)
+    if top is not None and top < len(matrix):
+        wrong = matrix.sum(1) - np.diag(matrix) + matrix.sum(0) - np.diag(matrix)
+        keep = np.sort(np.argsort(-wrong)[:top])
+        matrix, names = matrix[np.ix_(keep, keep)], [names[k] for k in keep]
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure, axes = plt.subplots(figsize=(2.2 + 0.36 * len(names), 1.8 + 0.34 * len(names)))
+    sns.heatmap(shares, cmap="Blues", vmin=0, vmax=1, xticklabels=names, yticklabels=names, ax=axes, square=True,
+                cbar_kws={"label": "share of the row", "shrink": 0.7})  # fmt: skip
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="x", rotation=60)
+    plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
+    return figure
+
+
+def found_images(query: str, images, scores, right=None, title: str = "") -> Figure:
+    """The images found for a sentence, best first, with their cosines; right ones framed green, wrong ones red."""
+    titles = [f"{i + 1}.  cosine {s:.2f}" for i, s in enumerate(scores)]
+    heading = title or f"“{wrap(query, 90, 2)}”"
+    return image_grid(images, titles, columns=len(images), size=2.1, title=heading, marks=right)
+
+
+def found_captions(image, captions, scores, right=None, title: str = "") -> Figure:
+    """The captions found for a picture, best first, as bars of cosine; right ones green, wrong ones red."""
+    n = len(captions)
+    figure, (left, axes) = plt.subplots(1, 2, figsize=(11, 2.9), width_ratios=[2.6, 8])
+    picture(left, image)
+    colors = [GREY if right is None else RIGHT if r else WRONG for r in (right if right is not None else [None] * n)]
+    axes.barh(range(n), scores, color=colors, alpha=0.35, height=0.75)
+    for y, caption in enumerate(captions):
+        axes.annotate(f"{scores[y]:.2f}   {wrap(caption, 88, 2)}", (0, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set(yticks=[], xlabel="cosine", xlim=(min(0, min(scores)), max(0.01, max(scores)) * 1.02))
+    axes.invert_yaxis()
+    axes.grid(False)
+    figure.suptitle(title)
+    return figure
+
+
+def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "") -> Figure:
+    """What the towers read: a picture as its strip of patches above its caption as a strip of WordPieces."""
+    pixels = np.asarray(image)
+    side = pixels.shape[0] // grid
+    figure = plt.figure(figsize=(11, 4.6), layout="none")
+    whole = figure.add_axes([0.01, 0.42, 0.2, 0.48])
+    picture(whole, image)
+    whole.set_title("the picture", fontsize=10)
+    cut = figure.add_axes([0.23, 0.42, 0.2, 0.48])
+    gap = np.ones((grid * (side + 2), grid * (side + 2), 3), np.uint8) * 255
+    patches = [pixels[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(grid) for c in range(grid)]
+    for k, patch in enumerate(patches):
+        y, x = (k // grid) * (side + 2), (k % grid) * (side + 2)
+        gap[y : y + side, x : x + side] = patch
+    picture(cut, gap)
+    cut.set_title(f"cut into {grid} × {grid} patches", fontsize=10)
+    shown = range(grid * grid // 2 - 6, grid * grid // 2 + 6)
+    for k, p in enumerate(shown):
+        small = figure.add_axes([0.46 + 0.044 * k, 0.58, 0.04, 0.16])
+        picture(small, patches[p])
+        small.set_title(p + 1, fontsize=8)
+    figure.text(0.46, 0.83, f"and read as a sequence: [CLS] and {grid * grid} patches, twelve of them here", fontsize=10)
+    strip = figure.add_axes([0.01, 0.08, 0.98, 0.22])
+    strip.axis("off")
+    strip.set(xlim=(0, 1), ylim=(0, 1))
+    widths = np.array([len(p) + 2.2 for p in pieces], float)
+    widths /= widths.sum()
+    for x, w, piece in zip(np.cumsum(widths) - widths, widths, pieces, strict=True):
+        special = piece.startswith("[")
+        strip.add_patch(FancyBboxPatch((x + 0.004, 0.25), w - 0.008, 0.5, boxstyle="round,pad=0,rounding_size=0.01",
+                                       facecolor="#eeeeee" if special else "#fbe3d3", edgecolor=GREY if special else TEXT))  # fmt: skip
+        strip.text(x + w / 2, 0.5, piece, ha="center", va="center", fontsize=9.5)
+    figure.text(0.01, 0.31, "the caption, as the WordPieces that BERT reads", fontsize=10)
+    figure.suptitle(title, fontweight="bold", fontsize=12)
+    return figure
+
+
+def clip_diagram(images, captions, similarity) -> Figure:
+    """The course in one picture: two towers, two heads, one matrix of similarities whose diagonal should win."""
+    n = len(images)
+    figure = plt.figure(figsize=(11, 5.6), layout="none", facecolor="white")
+    canvas = figure.add_axes([0, 0, 1, 1])
+    canvas.axis("off")
+    canvas.set(xlim=(0, 11), ylim=(0, 5.6))
+
+    def tower(x, y, w, h, color, name, note):
+        flip = w > h
+        shape = [(x, y), (x + w, y + 0.16 * h), (x + w, y + 0.84 * h), (x, y + h)] if flip else [(x, y + h), (x + w, y + h), (x + 0.84 * w, y), (x + 0.16 * w, y)]  # noqa: E501
+        canvas.add_patch(Polygon(shape, facecolor=color, alpha=0.9, edgecolor="white", linewidth=2))
+        canvas.text(x + w / 2, y + h / 2, f"{name}\n{note}", ha="center", va="center", color="white", fontsize=10.5, fontweight="bold")
+
+    def head(x, y, w, h, color):
+        canvas.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.06", facecolor="white", edgecolor=color, linewidth=2))  # noqa: E501
+        canvas.text(x + w / 2, y + h / 2, "head", ha="center", va="center", color=color, fontsize=9.5)
+
+    def arrow(x0, y0, x1, y1):
+        canvas.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "#444", "linewidth": 1.6})
+
+    for i, image in enumerate(images):  # the pictures, left below
+        inset = figure.add_axes([(0.25 + 0.16 * i) / 11, (0.35 + 0.3 * (n - 1 - i)) / 5.6, 1.25 / 11, 1.25 / 5.6])
+        picture(inset, image, edge="white")
+    for i, caption in enumerate(captions):  # the captions, left above
+        canvas.text(0.2 + 0.12 * i, 5.2 - 0.36 * i, wrap(caption, 46, 1), fontsize=8.6, va="center",
+                    bbox={"boxstyle": "round,pad=0.3", "facecolor": "#fdf0e6", "edgecolor": TEXT})  # fmt: skip
+    side, left, low = 0.62, 11 - 0.62 * n - 0.35, 0.55
+    top = low + side * n
+    tower(2.9, 0.75, 1.75, 1.5, IMAGE, "ViT", "image tower")
+    head(4.95, 1.2, 0.75, 0.6, IMAGE)
+    tower(4.4, 3.75, 1.75, 1.4, TEXT, "BERT", "text tower") if False else None
+    canvas.add_patch(Polygon([(4.0, 3.7), (5.7, 3.92), (5.7, 4.78), (4.0, 5.0)], facecolor=TEXT, alpha=0.9, edgecolor="white", linewidth=2))
+    canvas.text(4.85, 4.35, "BERT\ntext tower", ha="center", va="center", color="white", fontsize=10.5, fontweight="bold")
+    head(6.05, 4.05, 0.75, 0.6, TEXT)
+    arrow(4.65, 1.5, 4.95, 1.5)
+    arrow(5.7, 4.35, 6.05, 4.35)
+    arrow(6.8, 4.35, left + side * n / 2, 4.35) if False else None
+    strength = np.asarray(similarity)
+    strength = (strength - strength.min()) / (strength.max() - strength.min())
+    for i in range(n):
+        for j in range(n):
+            x, y = left + j * side, top - (i + 1) * side
+            color = plt.cm.Greens(0.15 + 0.7 * strength[i, j]) if i == j else plt.cm.Greys(0.05 + 0.5 * strength[i, j])
+            canvas.add_patch(plt.Rectangle((x, y), side * 0.96, side * 0.96, facecolor=color, edgecolor="white"))
+            canvas.text(x + side / 2, y + side / 2, f"I$_{i + 1}$·T$_{j + 1}$", ha="center", va="center", fontsize=8)
+    for k in range(n):
+        x, y = left + k * side, top + 0.12
+        canvas.add_patch(plt.Rectangle((x, y), side * 0.96, 0.4, facecolor="#fbe3d3", edgecolor=TEXT))
+        canvas.text(x + side / 2, y + 0.2, f"T$_{k + 1}$", ha="center", va="center", fontsize=10)
+        canvas.add_patch(plt.Rectangle((left - 0.52, top - (k + 1) * side), 0.4, side * 0.96, facecolor="#d9e6f5", edgecolor=IMAGE))
+        canvas.text(left - 0.32, top - (k + 0.5) * side, f"I$_{k + 1}$", ha="center", va="center", fontsize=10)
+    arrow(5.7, 1.5, left - 0.6, 1.5)
+    canvas.plot([6.8, left + side * n / 2, left + side * n / 2], [4.35, 4.35, 4.35], color="#444", linewidth=1.6)
+    arrow(left + side * n / 2, 4.35, left + side * n / 2, top + 0.56)
+    canvas.text(left, 0.22, "green: matched pairs, pulled together; grey: all others, pushed apart", fontsize=8.6, color="#444")
+    return figure
