@@ -50,12 +50,16 @@ def picture(axes, image, edge: str | None = None) -> None:
         spine.set(color=edge or "black", linewidth=4)
 
 
-def image_grid(images, titles=None, columns: int = 4, size: float = 2.2, title: str = "", marks=None, width=None) -> Figure:
+def image_grid(
+    images, titles=None, columns: int = 4, size: float = 2.2, title: str = "", marks=None, width=None
+) -> Figure:
     """Pictures in rows with a caption under each; marks: True (right), False (wrong) or None for each picture."""
     rows = -(-len(images) // columns)
     width = width or int(size * 11)
     tallest = max((wrap(t, width).count("\n") + 1 for t in titles), default=0) if titles is not None else 0
-    figure, grid = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.19 * tallest) * rows + 0.4), squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(size * columns, (size + 0.19 * tallest) * rows + 0.4), squeeze=False
+    )
     for i, axes in enumerate(grid.flat):
         if i >= len(images):
             axes.axis("off")
@@ -63,32 +67,45 @@ def image_grid(images, titles=None, columns: int = 4, size: float = 2.2, title: 
         mark = None if marks is None else marks[i]
         picture(axes, images[i], edge=None if mark is None else (RIGHT if mark else WRONG))
         if titles is not None:
-            axes.set_xlabel(wrap(titles[i], width), fontsize=9, color="black" if mark is None else axes.spines["left"].get_edgecolor())
+            axes.set_xlabel(
+                wrap(titles[i], width),
+                fontsize=9,
+                color="black" if mark is None else axes.spines["left"].get_edgecolor(),
+            )
     figure.suptitle(title)
     return figure
 
 
-def similarity_matrix(images, captions, similarity, title: str = "", ax_label: str = "cosine", fmt: str = ".2f") -> Figure:
+def similarity_matrix(
+    images, captions, similarity, title: str = "", ax_label: str = "cosine", fmt: str = ".2f"
+) -> Figure:
     """Images [N] (columns, as thumbnails) against captions [M] (rows): similarity [M, N] with its number in every cell."""
     similarity = np.asarray(similarity)
     m, n = similarity.shape
     figure, grid = plt.subplots(
         2, 1, figsize=(3.4 + 0.78 * n, 1.0 + 0.62 * m + 0.8), height_ratios=[0.8, 0.62 * m], layout="none"
     )
-    left, right = 3.3 / figure.get_figwidth(), 0.93
+    left, right = 3.3 / figure.get_figwidth(), 0.9
     figure.subplots_adjust(left=left, right=right, top=0.9, bottom=0.02, hspace=0.02)
     strip, axes = grid
     strip.axis("off")
     limit = max(abs(similarity.min()), abs(similarity.max()))
     sns.heatmap(similarity, annot=True, fmt=fmt, cmap="vlag", vmin=-limit, vmax=limit, cbar=True, ax=axes, linewidths=1,
-                cbar_kws={"label": ax_label, "fraction": 0.03, "pad": 0.02}, annot_kws={"fontsize": 9})  # fmt: skip
+                cbar_kws={"label": ax_label, "fraction": 0.03, "pad": 0.02, "shrink": 0.8}, annot_kws={"fontsize": 9})  # fmt: skip
     axes.set_yticks(np.arange(m) + 0.5, [wrap(c, 44, 2) for c in captions], rotation=0, fontsize=8.5)
     axes.set_xticks([])
     figure.canvas.draw()
     box = axes.get_position()
     for i, image in enumerate(images):
         wide = box.width / n
-        inset = figure.add_axes([box.x0 + (i + 0.06) * wide, box.y1 + 0.005, 0.88 * wide, 0.88 * wide * figure.get_figwidth() / figure.get_figheight()])
+        inset = figure.add_axes(
+            [
+                box.x0 + (i + 0.06) * wide,
+                box.y1 + 0.005,
+                0.88 * wide,
+                0.88 * wide * figure.get_figwidth() / figure.get_figheight(),
+            ]
+        )
         picture(inset, image)
     for k in range(min(m, n)):
         axes.add_patch(plt.Rectangle((k, k), 1, 1, fill=False, edgecolor="black", linewidth=2))
@@ -96,7 +113,9 @@ def similarity_matrix(images, captions, similarity, title: str = "", ax_label: s
     return figure
 
 
-def number_grids(tables: dict, title: str = "", fmt: str = ".2f", rows=None, columns=None, cmap: str = "Blues") -> Figure:
+def number_grids(
+    tables: dict, title: str = "", fmt: str = ".2f", rows=None, columns=None, cmap: str = "Blues"
+) -> Figure:
     """Small matrices side by side, each named, every number visible: {"softmax over rows": [n, n], …}."""
     figure, grid = plt.subplots(1, len(tables), figsize=(3.5 * len(tables), 3.5), squeeze=False)
     for axes, (name, table) in zip(grid[0], tables.items(), strict=True):
@@ -110,7 +129,9 @@ def number_grids(tables: dict, title: str = "", fmt: str = ".2f", rows=None, col
     return figure
 
 
-def training_curves(histories: dict, title: str = "", recall: str = "dev_recall@5", chance_loss: float | None = None) -> Figure:
+def training_curves(
+    histories: dict, title: str = "", recall: str = "dev_recall@5", chance_loss: float | None = None
+) -> Figure:
     """Loss, dev recall and temperature by epoch, for one or more named histories (lists of rows of `train_heads`)."""
     figure, (loss, found, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
     for k, (name, history) in enumerate(histories.items()):
@@ -122,7 +143,9 @@ def training_curves(histories: dict, title: str = "", recall: str = "dev_recall@
         scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color, label=name)
     if chance_loss is not None:
         loss.axhline(chance_loss, color=GREY, linestyle=":")
-        loss.annotate("nothing learned", (1, chance_loss), xytext=(0, 3), textcoords="offset points", color=GREY, fontsize=9)
+        loss.annotate(
+            "nothing learned", (1, chance_loss), xytext=(0, 3), textcoords="offset points", color=GREY, fontsize=9
+        )
     loss.set(title="Contrastive loss", xlabel="epoch", ylabel="loss (nats)")
     found.set(title="Recall on dev", xlabel="epoch", ylabel=recall.removeprefix("dev_") + ", text→image", ylim=(0, 1))
     scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")
@@ -133,10 +156,13 @@ def training_curves(histories: dict, title: str = "", recall: str = "dev_recall@
     return figure
 
 
-def embedding_map(points, kinds, title: str = "", links: bool = False, labels=("image", "caption")) -> Figure:
-    """Points [N, 2] of two kinds (0 or 1) in one plane; links: the first half belongs to the second, row by row."""
+def embedding_map(points, kinds, title: str = "", links: bool = False, labels=("image", "caption"), axes=None) -> Figure:
+    """Points [N, 2] of two kinds (0 or 1) in one plane; links: the first half belongs to the second, row by row.
+
+    `axes`: draws there instead of in a figure of its own.
+    """
     points, kinds = np.asarray(points), np.asarray(kinds)
-    figure, axes = plt.subplots(figsize=(6, 5))
+    axes = plt.subplots(figsize=(6, 5))[1] if axes is None else axes
     if links:
         half = len(points) // 2
         for a, b in zip(points[:half], points[half:], strict=True):
@@ -145,7 +171,7 @@ def embedding_map(points, kinds, title: str = "", links: bool = False, labels=("
         axes.scatter(*points[kinds == kind].T, s=14, color=color, label=label, alpha=0.75, edgecolor="none", zorder=2)
     axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
     axes.legend()
-    return figure
+    return axes.figure
 
 
 def histograms(groups: dict, title: str = "", xlabel: str = "cosine", bins=60, marks: dict | None = None) -> Figure:
@@ -157,13 +183,17 @@ def histograms(groups: dict, title: str = "", xlabel: str = "cosine", bins=60, m
         axes.hist(np.ravel(values), edges, density=True, alpha=0.55, color=color, label=name)
     for k, (name, x) in enumerate((marks or {}).items()):
         axes.axvline(x, color="black", linestyle="--", linewidth=1)
-        axes.annotate(name, (x, axes.get_ylim()[1] * (0.93 - 0.1 * k)), xytext=(4, 0), textcoords="offset points", fontsize=9)
+        axes.annotate(
+            name, (x, axes.get_ylim()[1] * (0.93 - 0.1 * k)), xytext=(4, 0), textcoords="offset points", fontsize=9
+        )
     axes.set(title=title, xlabel=xlabel, ylabel="density")
     axes.legend()
     return figure
 
 
-def bars(rows: dict, title: str = "", xlabel: str = "", chance: dict | None = None, ceiling: dict | None = None) -> Figure:
+def bars(
+    rows: dict, title: str = "", xlabel: str = "", chance: dict | None = None, ceiling: dict | None = None
+) -> Figure:
     """Horizontal bars {name: value or (value, (low, high))} between 0 and 1; chance and ceiling as marks on each bar."""
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * len(rows)))
     for y, (name, value) in enumerate(rows.items()):
@@ -174,7 +204,9 @@ def bars(rows: dict, title: str = "", xlabel: str = "", chance: dict | None = No
             axes.errorbar(value, y, xerr=[[value - interval[0]], [interval[1] - value]], color="black", capsize=4)
         for marks, look in ((chance, (WRONG, "chance")), (ceiling, (RIGHT, "ceiling"))):
             if marks and name in marks:
-                axes.plot([marks[name]] * 2, [y - 0.4, y + 0.4], color=look[0], linewidth=3, label=look[1] if y == 0 else None)
+                axes.plot(
+                    [marks[name]] * 2, [y - 0.4, y + 0.4], color=look[0], linewidth=3, label=look[1] if y == 0 else None
+                )
         axes.annotate(f"{value:.3f}", (high, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(title=title, xlabel=xlabel, xlim=(0, 1.08))
@@ -209,19 +241,39 @@ def found_images(query: str, images, scores, right=None, title: str = "") -> Fig
     return image_grid(images, titles, columns=len(images), size=2.1, title=heading, marks=right)
 
 
-def found_captions(image, captions, scores, right=None, title: str = "") -> Figure:
-    """The captions found for a picture, best first, as bars of cosine; right ones green, wrong ones red."""
-    n = len(captions)
-    figure, (left, axes) = plt.subplots(1, 2, figsize=(11, 2.9), width_ratios=[2.6, 8])
-    picture(left, image)
-    colors = [GREY if right is None else RIGHT if r else WRONG for r in (right if right is not None else [None] * n)]
-    axes.barh(range(n), scores, color=colors, alpha=0.35, height=0.75)
-    for y, caption in enumerate(captions):
-        axes.annotate(f"{scores[y]:.2f}   {wrap(caption, 88, 2)}", (0, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set(yticks=[], xlabel="cosine", xlim=(min(0, min(scores)), max(0.01, max(scores)) * 1.02))
+def text_bars(axes, texts, values, colors, width: int, fmt: str = ".2f") -> None:
+    """Bars from the top down, each with its number and its text written over it."""
+    axes.barh(range(len(texts)), values, color=colors, alpha=0.35, height=0.75)
+    for y, (text, value) in enumerate(zip(texts, values, strict=True)):
+        label = f"{value:{fmt}}   {wrap(text, width, 2)}"
+        axes.annotate(label, (0, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set(yticks=[], xlim=(min(0, min(values)), max(0.01, max(values)) * 1.02))
     axes.invert_yaxis()
     axes.grid(False)
+
+
+def found_captions(image, captions, scores, right=None, title: str = "") -> Figure:
+    """The captions found for a picture, best first, as bars of cosine; right ones green, wrong ones red."""
+    figure, (left, axes) = plt.subplots(1, 2, figsize=(11, 2.9), width_ratios=[2.6, 8])
+    picture(left, image)
+    colors = GREY if right is None else [RIGHT if r else WRONG for r in right]
+    text_bars(axes, captions, scores, colors, width=88)
+    axes.set(xlabel="cosine")
     figure.suptitle(title)
+    return figure
+
+
+def scene_report(image, captions, scores, names, probabilities) -> Figure:
+    """A picture, the captions found for it with their cosines, and its most probable classes."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.3), width_ratios=[3, 6, 3])
+    picture(left, image)
+    text_bars(middle, captions, scores, TEXT, width=56)
+    text_bars(right, names, probabilities, IMAGE, width=24, fmt=".0%")
+    right.set(xlim=(0, 1))
+    for axes, title, label in ((left, "the scene", ""), (middle, "nearest captions", "cosine"),
+                               (right, "which class is it?", "probability")):  # fmt: skip
+        axes.set(xlabel=label)
+        axes.set_title(title, fontsize=11)
     return figure
 
 
@@ -246,7 +298,9 @@ def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "") -> 
         small = figure.add_axes([0.46 + 0.044 * k, 0.58, 0.04, 0.16])
         picture(small, patches[p])
         small.set_title(p + 1, fontsize=8)
-    figure.text(0.46, 0.83, f"and read as a sequence: [CLS] and {grid * grid} patches, twelve of them here", fontsize=10)
+    figure.text(
+        0.46, 0.83, f"and read as a sequence: [CLS] and {grid * grid} patches, twelve of them here", fontsize=10
+    )
     strip = figure.add_axes([0.01, 0.08, 0.98, 0.22])
     strip.axis("off")
     strip.set(xlim=(0, 1), ylim=(0, 1))
@@ -263,59 +317,58 @@ def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "") -> 
 
 
 def clip_diagram(images, captions, similarity) -> Figure:
-    """The course in one picture: two towers, two heads, one matrix of similarities whose diagonal should win."""
-    n = len(images)
-    figure = plt.figure(figsize=(11, 5.6), layout="none", facecolor="white")
+    """The course in one picture: two towers, two heads, one matrix of similarities [n, n] whose diagonal should win."""
+    n, side, low = len(images), 0.62, 0.62
+    left, top, middle = 6.55, low + side * n, {"image": 1.95, "text": 4.62}
+    figure = plt.figure(figsize=(10, 5.5), layout="none", facecolor="white")
     canvas = figure.add_axes([0, 0, 1, 1])
     canvas.axis("off")
-    canvas.set(xlim=(0, 11), ylim=(0, 5.6))
+    canvas.set(xlim=(0, 10), ylim=(0, 5.5))
 
-    def tower(x, y, w, h, color, name, note):
-        flip = w > h
-        shape = [(x, y), (x + w, y + 0.16 * h), (x + w, y + 0.84 * h), (x, y + h)] if flip else [(x, y + h), (x + w, y + h), (x + 0.84 * w, y), (x + 0.16 * w, y)]  # noqa: E501
-        canvas.add_patch(Polygon(shape, facecolor=color, alpha=0.9, edgecolor="white", linewidth=2))
-        canvas.text(x + w / 2, y + h / 2, f"{name}\n{note}", ha="center", va="center", color="white", fontsize=10.5, fontweight="bold")
+    def box(x, y, w, h, fill, edge, text, color="black", size=10):
+        canvas.add_patch(plt.Rectangle((x, y), w, h, facecolor=fill, edgecolor=edge))
+        canvas.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size, color=color)
 
-    def head(x, y, w, h, color):
-        canvas.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.06", facecolor="white", edgecolor=color, linewidth=2))  # noqa: E501
-        canvas.text(x + w / 2, y + h / 2, "head", ha="center", va="center", color=color, fontsize=9.5)
+    def arrow(*points):
+        canvas.plot(*zip(*points, strict=True), color="#444", linewidth=1.6)
+        canvas.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#444", "linewidth": 1.6})
 
-    def arrow(x0, y0, x1, y1):
-        canvas.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "#444", "linewidth": 1.6})
-
-    for i, image in enumerate(images):  # the pictures, left below
-        inset = figure.add_axes([(0.25 + 0.16 * i) / 11, (0.35 + 0.3 * (n - 1 - i)) / 5.6, 1.25 / 11, 1.25 / 5.6])
+    for kind, name, color in (("image", "ViT", IMAGE), ("text", "BERT", TEXT)):
+        y = middle[kind]
+        corners = [(2.75, y - 0.72), (4.25, y - 0.45), (4.25, y + 0.45), (2.75, y + 0.72)]
+        canvas.add_patch(Polygon(corners, facecolor=color, alpha=0.9, edgecolor="white"))
+        canvas.text(
+            3.5, y, f"{name}\n{kind} tower", ha="center", va="center", color="white", fontsize=10.5, weight="bold"
+        )
+        box(4.65, y - 0.26, 0.7, 0.52, "white", color, "head", color)
+        arrow((2.3, y), (2.7, y))
+        arrow((4.25, y), (4.62, y))
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        inset = figure.add_axes([(0.12 + 0.2 * i) / 10, (2.0 - 0.3 * i) / 5.5, 1.25 / 10, 1.25 / 5.5])
         picture(inset, image, edge="white")
-    for i, caption in enumerate(captions):  # the captions, left above
-        canvas.text(0.2 + 0.12 * i, 5.2 - 0.36 * i, wrap(caption, 46, 1), fontsize=8.6, va="center",
-                    bbox={"boxstyle": "round,pad=0.3", "facecolor": "#fdf0e6", "edgecolor": TEXT})  # fmt: skip
-    side, left, low = 0.62, 11 - 0.62 * n - 0.35, 0.55
-    top = low + side * n
-    tower(2.9, 0.75, 1.75, 1.5, IMAGE, "ViT", "image tower")
-    head(4.95, 1.2, 0.75, 0.6, IMAGE)
-    tower(4.4, 3.75, 1.75, 1.4, TEXT, "BERT", "text tower") if False else None
-    canvas.add_patch(Polygon([(4.0, 3.7), (5.7, 3.92), (5.7, 4.78), (4.0, 5.0)], facecolor=TEXT, alpha=0.9, edgecolor="white", linewidth=2))
-    canvas.text(4.85, 4.35, "BERT\ntext tower", ha="center", va="center", color="white", fontsize=10.5, fontweight="bold")
-    head(6.05, 4.05, 0.75, 0.6, TEXT)
-    arrow(4.65, 1.5, 4.95, 1.5)
-    arrow(5.7, 4.35, 6.05, 4.35)
-    arrow(6.8, 4.35, left + side * n / 2, 4.35) if False else None
-    strength = np.asarray(similarity)
-    strength = (strength - strength.min()) / (strength.max() - strength.min())
-    for i in range(n):
+        canvas.text(0.12, 5.24 - 0.32 * i, wrap(caption, 40, 1), fontsize=7.6, va="center",
+                    bbox={"boxstyle": "round,pad=0.25", "facecolor": "#fdf0e6", "edgecolor": TEXT})  # fmt: skip
+        box(left + i * side, top + 0.1, 0.96 * side, 0.36, "#fbe3d3", TEXT, f"$T_{i + 1}$")
+        box(left - 0.48, top - (i + 1) * side, 0.36, 0.96 * side, "#d9e6f5", IMAGE, f"$I_{i + 1}$")
         for j in range(n):
-            x, y = left + j * side, top - (i + 1) * side
-            color = plt.cm.Greens(0.15 + 0.7 * strength[i, j]) if i == j else plt.cm.Greys(0.05 + 0.5 * strength[i, j])
-            canvas.add_patch(plt.Rectangle((x, y), side * 0.96, side * 0.96, facecolor=color, edgecolor="white"))
-            canvas.text(x + side / 2, y + side / 2, f"I$_{i + 1}$·T$_{j + 1}$", ha="center", va="center", fontsize=8)
-    for k in range(n):
-        x, y = left + k * side, top + 0.12
-        canvas.add_patch(plt.Rectangle((x, y), side * 0.96, 0.4, facecolor="#fbe3d3", edgecolor=TEXT))
-        canvas.text(x + side / 2, y + 0.2, f"T$_{k + 1}$", ha="center", va="center", fontsize=10)
-        canvas.add_patch(plt.Rectangle((left - 0.52, top - (k + 1) * side), 0.4, side * 0.96, facecolor="#d9e6f5", edgecolor=IMAGE))
-        canvas.text(left - 0.32, top - (k + 0.5) * side, f"I$_{k + 1}$", ha="center", va="center", fontsize=10)
-    arrow(5.7, 1.5, left - 0.6, 1.5)
-    canvas.plot([6.8, left + side * n / 2, left + side * n / 2], [4.35, 4.35, 4.35], color="#444", linewidth=1.6)
-    arrow(left + side * n / 2, 4.35, left + side * n / 2, top + 0.56)
-    canvas.text(left, 0.22, "green: matched pairs, pulled together; grey: all others, pushed apart", fontsize=8.6, color="#444")
+            share = (similarity[i][j] - np.min(similarity)) / np.ptp(similarity)
+            fill = plt.cm.Greens(0.3 + 0.6 * share) if i == j else plt.cm.Greys(0.04 + 0.4 * share)
+            spot = (left + j * side, top - (i + 1) * side, 0.96 * side, 0.96 * side)
+            box(*spot, fill, "white", f"$I_{i + 1}\\cdot T_{j + 1}$", "white" if i == j else "black", 9)
+    arrow((5.35, middle["image"]), (left - 0.52, middle["image"]))
+    arrow((5.35, middle["text"]), (left + side * n / 2, middle["text"]), (left + side * n / 2, top + 0.48))
+    note = "green: pairs, pulled together  ·  grey: all others, pushed apart"
+    canvas.text(left + side * n / 2, 0.36, note, ha="center", fontsize=8, color="#444")
+    return figure
+
+
+def typed_sentences(sentences, images, scores, best: int = 5, title: str = "Typed sentence, pictures found") -> Figure:
+    """For each sentence the `best` pictures by score [sentences, images], one sentence a row."""
+    figure, grid = plt.subplots(len(sentences), best, figsize=(2 * best, 2.3 * len(sentences)), squeeze=False)
+    for row, sentence, score in zip(grid, sentences, scores, strict=True):
+        for axes, i in zip(row, np.argsort(-score)[:best], strict=True):
+            picture(axes, images[i])
+            axes.set_xlabel(f"cosine {score[i]:.2f}", fontsize=9)
+        row[0].set_title(f"“{sentence}”", loc="left", fontsize=11)
+    figure.suptitle(title)
     return figure

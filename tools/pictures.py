@@ -1,0 +1,43 @@
+"""Draws the pictures of README and the notebooks into assets/: `python tools/pictures.py` after heads are trained.
+
+Drawings in them are OpenMoji's (CC BY-SA 4.0).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helpers import artifacts, minicoco, plots
+from helpers.profiles import get_profile
+from helpers.scenes import draw
+
+DIAGRAM = (1, 5, 11, 14, 20)  # val scenes with short captions
+SENTENCES = ("two dogs next to a red car", "a yellow teddy bear in the snow at night", "a boat on the lake at sunset")
+
+
+def main() -> None:
+    """clip_desc.png (the two towers), scenes.png (what MiniCOCO looks like), retrieval.png (typed sentences)."""
+    plots.style()
+    profile = get_profile("mini")
+    model = artifacts.heads(profile)
+    assets = ROOT / "assets"
+    scenes = [minicoco.scene_of("val2017", i, profile.seed) for i in DIAGRAM]
+    captions = [minicoco.five_captions("val2017", i, profile.seed, s)[-1][0] for i, s in zip(DIAGRAM, scenes, strict=True)]
+    pictures = [draw(scene)[0] for scene in scenes]
+    similarity = (model.encode_images(pictures) @ model.encode_texts(captions).T).numpy()
+    plots.clip_diagram(pictures, captions, similarity).savefig(assets / "clip_desc.png", dpi=130)
+    gallery, told = artifacts.gallery(profile, 600)
+    plots.image_grid(gallery[40:52], told[40:52], columns=6, title="MiniCOCO").savefig(assets / "scenes.png")
+    found = model.encode_texts(list(SENTENCES)) @ model.encode_images(gallery).T
+    plots.typed_sentences(SENTENCES, gallery, found.numpy()).savefig(assets / "retrieval.png")
+
+
+if __name__ == "__main__":
+    main()
