@@ -171,7 +171,9 @@ def training_curves(
     return figure
 
 
-def embedding_map(points, kinds, title: str = "", links: bool = False, labels=("image", "caption"), axes=None) -> Figure:
+def embedding_map(
+    points, kinds, title: str = "", links: bool = False, labels=("image", "caption"), axes=None
+) -> Figure:
     """Points [N, 2] of two kinds (0 or 1) in one plane; links: the first half belongs to the second, row by row.
 
     `axes`: draws there instead of in a figure of its own.
@@ -308,26 +310,30 @@ def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "", lin
 
     figure = plt.figure(figsize=(11, 5.5), layout="none")
     cut, strip = figure.add_axes([0.22, 0.55, 0.18, 0.36]), figure.add_axes([0.065, 0.215, 0.915, 0.235])
-    shown = {"the picture": (figure.add_axes([0.01, 0.55, 0.18, 0.36]), pixels), f"cut into {grid} × {grid} patches": (cut, tiles(grid)),
-             f"patch {busiest + 1}: {side} × {side} × 3 = {3 * side * side} numbers": (figure.add_axes([0.45, 0.55, 0.18, 0.36]), patches[busiest]),
-             "": (strip, tiles(columns))}  # fmt: skip
-    for name, (axes, content) in shown.items():
+    one = f"patch {busiest + 1}: {side} × {side} × 3 = {3 * side * side} numbers"
+    for axes, content, name in (
+        (figure.add_axes([0.01, 0.55, 0.18, 0.36]), pixels, "the picture"),
+        (cut, tiles(grid), f"cut into {grid} × {grid} patches"),
+        (figure.add_axes([0.45, 0.55, 0.18, 0.36]), patches[busiest], one),
+        (strip, tiles(columns), ""),
+    ):
         picture(axes, content)
         axes.set_title(name, fontsize=10)
     for axes, wide in ((cut, grid), (strip, columns)):
         corner = (busiest % wide * (side + 2) - 1.5, busiest // wide * (side + 2) - 1.5)
         axes.add_patch(plt.Rectangle(corner, side + 2, side + 2, fill=False, edgecolor=WRONG, linewidth=2))
-    figure.text(0.01, 0.475, f"[CLS] and {grid * grid} patches, row by row: the sequence that the ViT reads", fontsize=10)
-    figure.text(0.01, 0.155, f"{len(pieces)} WordPieces: the sequence that BERT reads", fontsize=10)
+    figure.text(0.01, 0.475, f"[CLS], then {len(patches)} patches row by row: what the ViT reads", fontsize=10)
+    figure.text(0.01, 0.155, f"{len(pieces)} WordPieces: what BERT reads", fontsize=10)
     words = figure.add_axes([0, 0, 1, 1])
     words.axis("off")
     words.set(xlim=(0, 1), ylim=(0, 1))
     widths = np.array([len(p) + 2.2 for p in pieces], float)
     widths *= 0.98 / widths.sum()
-    boxes = [(0.01, 0.395, 0.048, 0.05, "[CLS]"), *zip(np.cumsum(widths) - widths + 0.01, [0.06] * len(pieces), widths - 0.008, [0.07] * len(pieces), pieces)]
-    for x, y, wide, high, piece in boxes:
+    boxes = [(x, 0.06, w - 0.008, 0.07) for x, w in zip(np.cumsum(widths) - widths + 0.01, widths, strict=True)]
+    for (x, y, wide, high), piece in zip([*boxes, (0.01, 0.395, 0.048, 0.05)], [*pieces, "[CLS]"], strict=True):
         face, edge = ("#eeeeee", GREY) if piece.startswith("[") else ("#fbe3d3", TEXT)
-        words.add_patch(FancyBboxPatch((x, y), wide, high, boxstyle="round,pad=0,rounding_size=0.008", facecolor=face, edgecolor=edge))
+        look = {"boxstyle": "round,pad=0,rounding_size=0.008", "facecolor": face, "edgecolor": edge}
+        words.add_patch(FancyBboxPatch((x, y), wide, high, **look))
         words.text(x + wide / 2, y + high / 2, piece, ha="center", va="center", fontsize=9.5 if len(pieces) < 24 else 8)
     figure.suptitle(title, fontweight="bold", fontsize=12)
     return figure
