@@ -6,9 +6,12 @@ To add one: a function that takes the answer, asserts with a hint, and returns w
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import torch
+
+from helpers.drawings import CATEGORIES
 
 
 def check(name: str, answer, strict: bool = False) -> None:
@@ -64,7 +67,7 @@ def token_count(tokens) -> str:
     """`tokens(size, patch)` → how many tokens a ViT reads of a picture of `size` × `size` pixels."""
     for size, patch in ((96, 8), (224, 16), (336, 14)):
         right, found = (size // patch) ** 2 + 1, tokens(size, patch)
-        assert found != size // patch and found != size // patch + 1, "that is one row of patches. How many rows are there?"
+        assert found not in (size // patch, size // patch + 1), "that is one row of patches. How many rows are there?"
         assert found != right - 1, f"{found} patches, and which token comes before the first of them?"
         assert found == right, f"{size} pixels in patches of {patch} make {right} tokens; you get {found}."
     return "half the patch side means four times the patches, and sixteen times the work in attention."
@@ -76,7 +79,7 @@ def normalise(cosines) -> str:
     b = b[:3]
     result = torch.as_tensor(cosines(a, b))
     assert tuple(result.shape) == (4, 3), f"the result has shape {tuple(result.shape)}; each a with each b is [4, 3]."
-    assert not torch.allclose(result, a @ b.T, atol=1e-5), "those are dot products: a longer vector still scores higher."
+    assert not torch.allclose(result, a @ b.T, atol=1e-5), "those are dot products: a longer vector scores higher."
     assert torch.allclose(torch.as_tensor(cosines(10 * a, b)), result, atol=1e-5), "a's lengths still count."
     assert torch.allclose(torch.as_tensor(cosines(a, 10 * b)), result, atol=1e-5), "b's lengths still count."
     right = torch.nn.functional.cosine_similarity(a[:, None], b, dim=-1)
@@ -125,6 +128,39 @@ def arange(accuracy) -> str:
     return "in training the diagonal is the target; in classification many images share one class."
 
 
+def recall(found) -> str:
+    """`found(similarity [N, M], owner [M], k)` → image→text recall@k, any of an image's captions counting."""
+    similarity = torch.tensor([[0.1, 0.9, 0.55, 0.4, 0.3], [0.8, 0.2, 0.5, 0.6, 0.1], [0.7, 0.6, 0.45, 0.35, 0.2]])
+    owner = torch.tensor([0, 0, 1, 1, 2])
+    results = [float(found(similarity, owner, k)) for k in (1, 2, 5)]
+    assert not 1 < max(results) <= 100, "as a share, please: between 0 and 1."
+    assert not math.isclose(results[1], 0, abs_tol=1e-6), (
+        "only the first caption of each image seems to count. Any caption whose owner is the image is right."
+    )
+    assert not math.isclose(results[1], 1 / 3, abs_tol=1e-6), (
+        "you give an image the share of its captions that are found. One is enough: found or not found."
+    )
+    assert not math.isclose(results[0], 2 / 5, abs_tol=1e-6), (
+        "that is text→image: the captions ask. Here each image (a row) ranks all captions."
+    )
+    expected = [1 / 3, 2 / 3, 1]
+    assert np.allclose(results, expected, atol=1e-6), (
+        f"for three images, recall@1, 2 and 5 are {expected[0]:.3f}, {expected[1]:.3f} and 1; you get {results}."
+    )
+    return "with five captions an image has five chances; keeping one of them is another task, with lower numbers."
+
+
+def template(text) -> str:
+    """A prompt template: a sentence with one {} where the class name goes."""
+    assert isinstance(text, str), f"a template is a string; yours is a {type(text).__name__}."
+    assert text.count("{}") == 1, f"the name goes where {{}} stands, once; yours has it {text.count('{}')} times."
+    assert text.strip(" .") != "{}", "that is the bare name. Put words around it: what kind of picture is this?"
+    assert not re.search(r"\b[Aa]n \{\}", text), 'write "a {}": prompt() turns it into "an" where the name wants it.'
+    named = [name for name in CATEGORIES if re.search(rf"\b{name}s?\b", text.lower())]
+    assert not named, f"it names another class ({named[0]}), and will pull every picture towards it."
+    return "what the words add alike to all classes changes no winner; an ensemble averages out what they add unevenly."
+
+
 CHECKS = {
     "01-caption-count": caption_count,
     "02-token-count": token_count,
@@ -133,5 +169,7 @@ CHECKS = {
     "03-one-pair": one_pair,
     "03-untrained": untrained,
     "03-temperature": temperature,
+    "06-recall": recall,
     "06-arange": arange,
+    "06-prompt": template,
 }

@@ -20,25 +20,62 @@ def count_only_captioned(coco):
     return Counter(annotation["image_id"] for annotation in coco["annotations"])
 
 
+def any_caption(similarity, owner, k):
+    found = similarity.topk(k, dim=1).indices
+    return (owner[found] == torch.arange(len(similarity))[:, None]).any(dim=1).float().mean()
+
+
+def share_of_captions(similarity, owner, k):
+    right = owner[similarity.topk(k, dim=1).indices] == torch.arange(len(similarity))[:, None]
+    return (right.sum(dim=1) / torch.bincount(owner)).mean()
+
+
+def first_caption_only(similarity, owner, k):
+    first = torch.searchsorted(owner, torch.arange(len(similarity)))
+    return (similarity.topk(k, dim=1).indices == first[:, None]).any(dim=1).float().mean()
+
+
+def captions_ask(similarity, owner, k):
+    return (similarity.T.topk(min(k, len(similarity)), dim=1).indices == owner[:, None]).any(dim=1).float().mean()
+
+
 RIGHT = {
     "01-caption-count": count_captions,
+    "02-token-count": lambda size, patch: (size // patch) ** 2 + 1,
     "02-masked-mean": lambda hidden, mask: (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+    "02-normalise": lambda a, b: torch.cosine_similarity(a[:, None], b, dim=-1),
     "03-one-pair": 0,
     "03-untrained": math.log(512),
     "03-temperature": lambda similarities, temperature: torch.softmax(similarities / temperature, dim=1),
+    "06-recall": any_caption,
     "06-arange": lambda logits, labels: (logits.argmax(1) == labels).float().mean(),
+    "06-prompt": "a drawing of a {}",
 }
 WRONG = [
     ("01-caption-count", count_only_captioned, "632"),
+    ("02-token-count", lambda size, patch: size // patch + 1, "one row"),
+    ("02-token-count", lambda size, patch: (size // patch) ** 2, "before the first"),
     ("02-masked-mean", lambda hidden, mask: hidden.mean(1), "padding is averaged in"),
     ("02-masked-mean", lambda hidden, mask: (hidden * mask[..., None]).mean(1), "divide by its length"),
     ("02-masked-mean", lambda hidden, mask: hidden[:, 0, :2], "shape"),
+    ("02-normalise", lambda a, b: a @ b.T, "dot products"),
+    ("02-normalise", lambda a, b: a / a.norm(dim=1, keepdim=True) @ b.T, "b's lengths"),
+    ("02-normalise", lambda a, b: a.softmax(1) @ b.softmax(1).T, "lengths still count"),
     ("03-one-pair", 1, "probability"),
     ("03-untrained", 9, "nats"),
     ("03-untrained", 0, "1/n"),
     ("03-temperature", lambda s, t: torch.softmax(s * t, 1), "Divide"),
     ("03-temperature", lambda s, t: torch.softmax(s / t, 0), "sum to 1"),
     ("03-temperature", lambda s: s, "TypeError"),
+    ("06-recall", share_of_captions, "share of its captions"),
+    ("06-recall", first_caption_only, "first caption"),
+    ("06-recall", captions_ask, "text→image"),
+    ("06-recall", lambda similarity, owner, k: 100 * any_caption(similarity, owner, k), "between 0 and 1"),
+    ("06-prompt", "a drawing of a dog", "0 times"),
+    ("06-prompt", "{}", "bare name"),
+    ("06-prompt", "a picture of an {}", "turns it into"),
+    ("06-prompt", "a {} next to a red car", "car"),
+    ("06-prompt", ["a {}"], "list"),
     ("06-arange", lambda logits, labels: (logits.argmax(1) == torch.arange(6)).float().mean(), "arange"),
     ("06-arange", lambda logits, labels: 100 * (logits.argmax(1) == labels).float().mean(), "between 0 and 1"),
 ]
