@@ -26,12 +26,12 @@ TEMPLATES = [
 PAIRS = {"scissors", "skis"}  # the two names in COCO that English counts in pairs
 
 
-def ranks(queries, gallery, query_group, gallery_group, chunk=512):
+def ranks(queries, gallery, query_group, gallery_group, chunk=128):
     """Rank of every relevant gallery item of every query, best first.
 
     queries [Q, E], gallery [G, E]; an item is relevant when its group [G] equals the query's [Q] (integers from 0).
     Returns int64 [Q, R], 1 = first, R the most items any query has; a query with fewer has ranks above G in the rest.
-    The largest piece in memory is [chunk, G]. ValueError when a query has no relevant item.
+    In memory beside the input: a float64 gallery and a few [chunk, G]. ValueError when a query has no relevant item.
     """
     query_group, gallery_group = torch.as_tensor(query_group), torch.as_tensor(gallery_group)
     relevant_items = torch.bincount(gallery_group, minlength=int(query_group.max()) + 1)[query_group]  # [Q]
@@ -46,13 +46,13 @@ def ranks(queries, gallery, query_group, gallery_group, chunk=512):
         relevant = (group[:, None] == gallery_group).to(scores.device)
         nan = scores.isnan()
         found = scores.masked_fill(~relevant | nan, -math.inf).topk(most).values  # [chunk, R], best first
-        others = scores.masked_fill(nan, math.inf).masked_fill(relevant, math.nan)  # nan is above nothing
+        others = scores.masked_fill(nan, math.inf).masked_fill_(relevant, math.nan)  # nan is above nothing
         above = [(others >= found[:, r, None]).sum(dim=1) for r in range(most)]
         result.append(torch.stack(above, dim=1).cpu() + torch.arange(1, most + 1))
     return torch.cat(result)
 
 
-def retrieval(image_embeds, text_embeds, owner, ks=(1, 5, 10), chunk=512):
+def retrieval(image_embeds, text_embeds, owner, ks=(1, 5, 10), chunk=128):
     """Retrieval both ways: every caption asks for its image, every image for any of its captions.
 
     image_embeds [N, E], text_embeds [M, E], unit vectors; owner [M]: row of the image that a caption belongs to.
@@ -152,7 +152,7 @@ def wilson(hits, n, z=1.96):
 
 
 def nearest(query, gallery, k=5):
-    """The k items of `gallery` [G, E] nearest to one unit vector [E], best first: cosines and rows, both [min(k, G)]."""
+    """The k items of a gallery [G, E] nearest to one unit vector [E]: cosines [k] and rows [k], best first."""
     cosines = gallery @ query  # [G]
     return cosines.topk(min(k, len(gallery)))
 

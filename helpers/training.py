@@ -19,6 +19,7 @@ class CaptionPicker:
     """Picks one caption for each image. owner [M]: row of the image that a caption belongs to."""
 
     def __init__(self, owner, images):
+        owner = np.asarray(owner)
         self.counts = np.bincount(owner, minlength=images)  # [N]
         if not self.counts.all():
             raise ValueError(f"the image in row {self.counts.argmin()} has no caption: leave such images out")

@@ -23,8 +23,8 @@ def embeddings(n, seed, captions=3, first_id=0):
     return SimpleNamespace(
         image_embeds=hidden @ to_image + 0.1 * torch.randn(n, 10, generator=generator),
         text_embeds=hidden[owner] @ to_text + 0.1 * torch.randn(len(owner), 14, generator=generator),
-        owner=owner.numpy(),
-        image_ids=np.arange(n) + first_id,
+        owner=owner,
+        image_ids=torch.arange(n) + first_id,
         captions=[f"caption {i}" for i in range(len(owner))],
     )
 
@@ -73,7 +73,7 @@ def test_dev_loss_sees_every_caption_in_evaluation_mode():
     model = fresh().eval()
     with torch.no_grad():
         images, texts = model.project_image(DEV.image_embeds), model.project_text(DEV.text_embeds)
-        by_image = np.argsort(DEV.owner, kind="stable").reshape(40, 3)
+        by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
         expected = [clip_loss(images, texts[by_image[:, r]], model.logit_scale).item() for r in range(3)]
         scores = (texts.double() @ images.double().T).numpy()
     metrics = dev_metrics(model.train(), DEV)
