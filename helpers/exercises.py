@@ -33,6 +33,24 @@ def check(name: str, answer, strict: bool = False) -> None:
         print(f"✓ {name}: {notice}")
 
 
+def five_of_a_thousand(share) -> str:
+    """The share of captions that find their picture among the first five of 1,000, by guessing."""
+    assert not math.isclose(share, 0.5), "0.5 per cent is right; as a share it is smaller."
+    assert not math.isclose(share, 1 / 1000), "that is the first place alone; there are five that count."
+    assert math.isclose(share, 5 / 1000), "each of the 1,000 places is as likely as any other. Five of them count."
+    return "0.005: that number stands beside every recall@5 over 1,000 pictures in this course."
+
+
+def diagonal(share) -> str:
+    """`share(similarity [captions, pictures])` → the share of captions whose best picture is their own."""
+    similarity = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.8, 0.4, 0.1, 0.0], [0.7, 0.0, 0.3, 0.2], [0.1, 0.0, 0.1, 0.6]])
+    result = float(share(similarity))
+    assert not math.isclose(result, 2), "that is how many; divide by the number of captions."
+    assert not math.isclose(result, 1), "are you looking at columns? Each caption is a row: the best is over dim=1."
+    assert math.isclose(result, 0.5), f"rows 0 and 3 of the test's table are right, two of four; you get {result:.3f}."
+    return "the same table by columns asks the other question, which caption a picture picks, and may answer otherwise."
+
+
 def caption_count(count) -> str:
     """`count(coco)`: the parsed captions JSON → {image id: number of captions}."""
     coco = {
@@ -46,6 +64,33 @@ def caption_count(count) -> str:
     )
     assert counts.get(632) == 0, "image 632 has no caption and must be there with a 0. Start from coco['images']."
     return "start from the images, and one without captions shows up before training does it for you."
+
+
+def box_iou(iou) -> str:
+    """`iou(a, b)` of two boxes (left, top, width, height)."""
+    assert iou((0, 0, 4, 4), (0, 0, 4, 4)) == 1, "a box and itself share everything: 1."
+    side = float(iou((0, 0, 4, 4), (2, 0, 4, 4)))
+    assert not math.isclose(side, 0.5), "you divide by one box's area. The union is both areas less what they share."
+    assert not math.isclose(side, 8 / 32), "what both cover is counted twice in your union: take it off once."
+    assert not iou((0, 0, 4, 4), (4, 5, 4, 4)) < 0, "boxes apart share nothing: cut negative widths off at 0."
+    assert iou((0, 0, 4, 4), (10, 10, 4, 4)) == 0, "boxes apart give 0; two negative sides multiply to a positive area."
+    assert math.isclose(side, 8 / 24), f"(0, 0, 4, 4) and (2, 0, 4, 4) share 8 of 24 pixels; you get {side:.3f}."
+    assert math.isclose(iou((1, 1, 2, 6), (0, 2, 6, 2)), 4 / 20), "try a tall and a wide box: width and height swapped?"
+    return "half a box to the side is already only a third. An IoU of 0.5 is a rather good match."
+
+
+def padding_mask(pad) -> str:
+    """`pad(sequences)` → input_ids and attention_mask, int [B, T], padded with 0 on the right."""
+    sequences = [[101, 7592, 102], [101, 1037, 2417, 2482, 102], [101, 102]]
+    ids, mask = (torch.as_tensor(part) for part in pad(sequences))
+    assert tuple(ids.shape) == tuple(mask.shape) == (3, 5), f"both are [3, 5]; yours: {list(ids.shape)}, {list(mask.shape)}."
+    expected = torch.tensor([s + [0] * (5 - len(s)) for s in sequences])
+    assert torch.equal(ids.long(), expected), "tokens come first, zeros fill the row to the longest sentence."
+    assert not torch.equal(mask.long(), (expected == 0).long()), "1 stands for a real token, 0 for padding: yours is upside down."
+    assert torch.equal(mask.long(), (expected != 0).long()), "the mask is 1 on each row's first len(sequence) places."
+    zero = torch.as_tensor(pad([[5, 0, 6], [5]])[1]).long()
+    assert torch.equal(zero, torch.tensor([[1, 1, 1], [1, 0, 0]])), "0 may be a real token: build the mask from lengths."
+    return "from lengths, not from ids: a tokenizer may give a real token the number that pads."
 
 
 def masked_mean(pool) -> str:
@@ -162,7 +207,11 @@ def template(text) -> str:
 
 
 CHECKS = {
+    "00-chance": five_of_a_thousand,
+    "00-diagonal": diagonal,
     "01-caption-count": caption_count,
+    "01-iou": box_iou,
+    "01-padding-mask": padding_mask,
     "02-token-count": token_count,
     "02-masked-mean": masked_mean,
     "02-normalise": normalise,

@@ -40,6 +40,8 @@ def captions_ask(similarity, owner, k):
 
 
 RIGHT = {
+    "00-chance": 5 / 1000,
+    "00-diagonal": lambda similarity: (similarity.argmax(dim=1) == torch.arange(len(similarity))).float().mean(),
     "01-caption-count": count_captions,
     "02-token-count": lambda size, patch: (size // patch) ** 2 + 1,
     "02-masked-mean": lambda hidden, mask: (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
@@ -52,6 +54,12 @@ RIGHT = {
     "06-prompt": "a drawing of a {}",
 }
 WRONG = [
+    ("00-chance", 0.5, "per cent"),
+    ("00-chance", 1 / 1000, "five that count"),
+    ("00-chance", 5, "as likely as any other"),
+    ("00-diagonal", lambda similarity: (similarity.argmax(dim=1) == torch.arange(4)).sum(), "how many"),
+    ("00-diagonal", lambda similarity: (similarity.argmax(dim=0) == torch.arange(4)).float().mean(), "columns"),
+    ("00-diagonal", lambda similarity: 0.25, "rows 0 and 3"),
     ("01-caption-count", count_only_captioned, "632"),
     ("02-token-count", lambda size, patch: size // patch + 1, "one row"),
     ("02-token-count", lambda size, patch: (size // patch) ** 2, "before the first"),
