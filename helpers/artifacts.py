@@ -80,6 +80,11 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     return model.eval()
 
 
+def models(profile: Profile) -> dict[str, list[CLIP]]:
+    """What there is to evaluate, by name as in the results, one model a seed."""
+    return {"projection": [heads(profile, profile.seed + k) for k in range(profile.seeds)]}
+
+
 def save_results(profile: Profile, notebook: str, metrics: dict, seconds: float) -> Path:
     """Writes what a notebook measured to `profile.results / <notebook>.json`, atomically; returns the path."""
     path = Path(profile.results) / f"{notebook}.json"
