@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .evaluation import ranks
-from .losses import clip_loss
-from .model import MAX_LOGIT_SCALE, evaluating, head_state, training_mode
+from helpers.evaluation import ranks
+from helpers.losses import clip_loss
+from helpers.model import MAX_LOGIT_SCALE, evaluating, head_state, training_mode
 
 
 class CaptionPicker:

@@ -31,7 +31,7 @@ HEADLINES = {
     "zero_shot/top1": "Zero-shot: never captioned, top-1",
     "zero_shot_unseen/top1": "Zero-shot: never seen at all, top-1",
     "zero_shot_pairs/top1": "Zero-shot: new colour–category pairs, top-1",
-    "compositional/swap": "Which of two swapped captions is true",
+    "compositional/accuracy": "Which of two captions with swapped words is true",
 }
 
 
