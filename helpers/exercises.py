@@ -68,29 +68,30 @@ def caption_count(count) -> str:
 
 def box_iou(iou) -> str:
     """`iou(a, b)` of two boxes (left, top, width, height)."""
-    assert iou((0, 0, 4, 4), (0, 0, 4, 4)) == 1, "a box and itself share everything: 1."
-    side = float(iou((0, 0, 4, 4), (2, 0, 4, 4)))
-    assert not math.isclose(side, 0.5), "you divide by one box's area. The union is both areas less what they share."
+    side = float(iou((2, 2, 4, 4), (4, 2, 4, 4)))
+    assert side != 0, "these two overlap: the last two numbers are width and height, not the opposite corner."
+    assert not math.isclose(side, 8 / 16), "you divide by one box. The union is both areas less what they share."
     assert not math.isclose(side, 8 / 32), "what both cover is counted twice in your union: take it off once."
-    assert not iou((0, 0, 4, 4), (4, 5, 4, 4)) < 0, "boxes apart share nothing: cut negative widths off at 0."
-    assert iou((0, 0, 4, 4), (10, 10, 4, 4)) == 0, "boxes apart give 0; two negative sides multiply to a positive area."
-    assert math.isclose(side, 8 / 24), f"(0, 0, 4, 4) and (2, 0, 4, 4) share 8 of 24 pixels; you get {side:.3f}."
-    assert math.isclose(iou((1, 1, 2, 6), (0, 2, 6, 2)), 4 / 20), "try a tall and a wide box: width and height swapped?"
-    return "half a box to the side is already only a third. An IoU of 0.5 is a rather good match."
+    assert math.isclose(side, 8 / 24), f"(2, 2, 4, 4) and (4, 2, 4, 4) share 8 of 24 pixels; you get {side:.3f}."
+    assert iou((0, 0, 4, 4), (6, 1, 4, 4)) == 0, "boxes apart share nothing: cut a negative width off at 0."
+    assert iou((0, 0, 4, 4), (9, 9, 4, 4)) == 0, "two negative sides multiply to a positive area: cut off each at 0."
+    assert math.isclose(iou((1, 1, 2, 6), (0, 2, 6, 2)), 4 / 20), "a tall box and a wide one: mind which side is which."
+    return "shifted by half its width, a box overlaps itself by only a third: an IoU of 0.5 is a rather good match."
 
 
 def padding_mask(pad) -> str:
     """`pad(sequences)` → input_ids and attention_mask, int [B, T], padded with 0 on the right."""
     sequences = [[101, 7592, 102], [101, 1037, 2417, 2482, 102], [101, 102]]
-    ids, mask = (torch.as_tensor(part) for part in pad(sequences))
-    assert tuple(ids.shape) == tuple(mask.shape) == (3, 5), f"both are [3, 5]; yours: {list(ids.shape)}, {list(mask.shape)}."
+    ids, mask = (torch.as_tensor(part).long() for part in pad(sequences))
+    shapes = f"{list(ids.shape)} and {list(mask.shape)}"
+    assert tuple(ids.shape) == tuple(mask.shape) == (3, 5), f"both are [3, 5], as the longest needs; yours: {shapes}."
     expected = torch.tensor([s + [0] * (5 - len(s)) for s in sequences])
-    assert torch.equal(ids.long(), expected), "tokens come first, zeros fill the row to the longest sentence."
-    assert not torch.equal(mask.long(), (expected == 0).long()), "1 stands for a real token, 0 for padding: yours is upside down."
-    assert torch.equal(mask.long(), (expected != 0).long()), "the mask is 1 on each row's first len(sequence) places."
-    zero = torch.as_tensor(pad([[5, 0, 6], [5]])[1]).long()
-    assert torch.equal(zero, torch.tensor([[1, 1, 1], [1, 0, 0]])), "0 may be a real token: build the mask from lengths."
-    return "from lengths, not from ids: a tokenizer may give a real token the number that pads."
+    assert torch.equal(ids, expected), "the tokens come first, then zeros fill the row up to the longest."
+    assert not torch.equal(mask, 1 - expected.sign()), "1 stands for a real token, 0 for padding: yours is upside down."
+    assert torch.equal(mask, expected.sign()), "the mask is 1 on the first len(sequence) places of each row."
+    zero = torch.as_tensor(pad([[5, 0, 6], [5]])[1]).tolist()
+    assert zero == [[1, 1, 1], [1, 0, 0]], "a real token may have the number 0: build the mask from the lengths."
+    return "from the lengths, not from the ids: a real token may have the number that pads."
 
 
 def masked_mean(pool) -> str:

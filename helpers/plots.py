@@ -12,8 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from IPython import get_ipython
+from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 from PIL import Image
 
 IMAGE, TEXT, RIGHT, WRONG, GREY = "#2a6fbb", "#e07b39", "#2e9e5b", "#cc3d3d", "#8a8f98"
@@ -94,37 +98,27 @@ def image_grid(
 def similarity_matrix(
     images, captions, similarity, title: str = "", ax_label: str = "cosine", fmt: str = ".2f"
 ) -> Figure:
-    """Images [N] (columns, as thumbnails) against captions [M] (rows): similarity [M, N] with its number in every cell."""
+    """Images [N] (columns, as thumbnails) against captions [M] (rows): similarity [M, N], a number in every cell."""
     similarity = np.asarray(similarity)
-    m, n = similarity.shape
-    figure, grid = plt.subplots(
-        2, 1, figsize=(3.4 + 0.78 * n, 1.0 + 0.62 * m + 0.8), height_ratios=[0.8, 0.62 * m], layout="none"
-    )
-    left, right = 3.3 / figure.get_figwidth(), 0.9
-    figure.subplots_adjust(left=left, right=right, top=0.9, bottom=0.02, hspace=0.02)
-    strip, axes = grid
-    strip.axis("off")
-    limit = max(abs(similarity.min()), abs(similarity.max()))
-    sns.heatmap(similarity, annot=True, fmt=fmt, cmap="vlag", vmin=-limit, vmax=limit, cbar=True, ax=axes, linewidths=1,
-                cbar_kws={"label": ax_label, "fraction": 0.03, "pad": 0.02, "shrink": 0.8}, annot_kws={"fontsize": 9})  # fmt: skip
+    (m, n), left, cell, tall = similarity.shape, 3.3, 0.78, 0.6  # inches
+    width, height = left + cell * n + 0.9, tall * m + cell + 0.5
+    figure = plt.figure(figsize=(width, height), layout="none")
+
+    def place(x, y, w, h):
+        return figure.add_axes([x / width, y / height, w / width, h / height])
+
+    axes = place(left, 0.1, cell * n, tall * m)
+    bar = place(left + cell * n + 0.15, 0.1 + 0.1 * tall * m, 0.14, 0.8 * tall * m)
+    limit = np.abs(similarity).max()
+    sns.heatmap(similarity, annot=True, fmt=fmt, cmap="vlag", vmin=-limit, vmax=limit, ax=axes, cbar_ax=bar,
+                linewidths=1, cbar_kws={"label": ax_label}, annot_kws={"fontsize": 9})  # fmt: skip
     axes.set_yticks(np.arange(m) + 0.5, [wrap(c, 44, 2) for c in captions], rotation=0, fontsize=8.5)
     axes.set_xticks([])
-    figure.canvas.draw()
-    box = axes.get_position()
     for i, image in enumerate(images):
-        wide = box.width / n
-        inset = figure.add_axes(
-            [
-                box.x0 + (i + 0.06) * wide,
-                box.y1 + 0.005,
-                0.88 * wide,
-                0.88 * wide * figure.get_figwidth() / figure.get_figheight(),
-            ]
-        )
-        picture(inset, image)
+        picture(place(left + (i + 0.04) * cell, 0.1 + tall * m + 0.04, 0.92 * cell, 0.92 * cell), image)
     for k in range(min(m, n)):
-        axes.add_patch(plt.Rectangle((k, k), 1, 1, fill=False, edgecolor="black", linewidth=2))
-    figure.suptitle(title, x=left, ha="left", y=0.995, fontweight="bold", fontsize=12)
+        axes.add_patch(plt.Rectangle((k, k), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
+    figure.suptitle(title, x=left / width, ha="left", y=1 - 0.05 / height, fontweight="bold", fontsize=12)
     return figure
 
 
@@ -208,10 +202,32 @@ def histograms(groups: dict, title: str = "", xlabel: str = "cosine", bins=60, m
     return figure
 
 
+def word_cloud(counts: dict, title: str = "") -> Figure:
+    """Words, larger the more often they occur, the commonest in the middle; a word that names a colour wears it."""
+    shades = plt.cm.Blues(np.linspace(0.55, 1, 7))
+    figure, axes = plt.subplots(figsize=(10, 4.4))
+    bold, most, taken = FontProperties(weight="bold"), max(counts.values()), []
+    for word, count in sorted(counts.items(), key=lambda item: -item[1]):
+        path = TextPath((0, 0), word, size=8 + 40 * (count / most) ** 0.5, prop=bold)
+        box = path.get_extents()
+        for turn in np.arange(0, 400, 0.15):  # along a spiral to the first free spot
+            x, y = 4.4 * turn * np.cos(turn) - box.width / 2, 1.5 * turn * np.sin(turn) - box.height / 2
+            if all(x > b[2] or x + box.width < b[0] or y > b[3] or y + box.height < b[1] for b in taken):
+                break
+        taken.append((x - 4, y - 4, x + box.width + 4, y + box.height + 4))
+        shade = word if is_color_like(word) and len(word) > 1 else shades[len(taken) % 7]
+        moved = path.transformed(Affine2D().translate(x - box.x0, y - box.y0))
+        axes.add_patch(PathPatch(moved, facecolor=shade, edgecolor="#555", linewidth=0.6 if shade is word else 0))
+    low, high = np.min(taken, 0)[:2], np.max(taken, 0)[2:]
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", title=title)
+    axes.axis("off")
+    return figure
+
+
 def bars(
     rows: dict, title: str = "", xlabel: str = "", chance: dict | None = None, ceiling: dict | None = None
 ) -> Figure:
-    """Horizontal bars {name: value or (value, (low, high))} between 0 and 1; chance and ceiling as marks on each bar."""
+    """Horizontal bars {name: value or (value, (low, high))} between 0 and 1; chance and ceiling as marks on them."""
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * len(rows)))
     for y, (name, value) in enumerate(rows.items()):
         value, interval = value if isinstance(value, tuple) else (value, None)
@@ -230,7 +246,7 @@ def bars(
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     if chance or ceiling:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22 - 0.6 / len(rows)), ncols=2, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.3 + 0.46 * len(rows))), ncols=2, frameon=False)
     return figure
 
 
@@ -282,7 +298,7 @@ def found_captions(image, captions, scores, right=None, title: str = "") -> Figu
 
 def scene_report(image, captions, scores, names, probabilities) -> Figure:
     """A picture, the captions found for it with their cosines, and its most probable classes."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.3), width_ratios=[3, 6, 3])
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3), width_ratios=[3, 5.5, 2.4])
     picture(left, image)
     text_bars(middle, captions, scores, TEXT, width=56)
     text_bars(right, names, probabilities, IMAGE, width=24, fmt=".0%")

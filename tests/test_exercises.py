@@ -20,6 +20,25 @@ def count_only_captioned(coco):
     return Counter(annotation["image_id"] for annotation in coco["annotations"])
 
 
+def box_iou(a, b, least=0):
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(least, width) * max(least, height)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def corner_iou(a, b):
+    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def pad(sequences, left=False):
+    longest = max(map(len, sequences))
+    rows = [[[0] * (longest - len(s)), s][:: 1 if left else -1] for s in sequences]
+    masks = [[0] * (longest - len(s)) + [1] * len(s) for s in sequences]
+    return torch.tensor([a + b for a, b in rows]), torch.tensor([m if left else m[::-1] for m in masks])
+
+
 def any_caption(similarity, owner, k):
     found = similarity.topk(k, dim=1).indices
     return (owner[found] == torch.arange(len(similarity))[:, None]).any(dim=1).float().mean()
@@ -43,6 +62,8 @@ RIGHT = {
     "00-chance": 5 / 1000,
     "00-diagonal": lambda similarity: (similarity.argmax(dim=1) == torch.arange(len(similarity))).float().mean(),
     "01-caption-count": count_captions,
+    "01-iou": box_iou,
+    "01-padding-mask": pad,
     "02-token-count": lambda size, patch: (size // patch) ** 2 + 1,
     "02-masked-mean": lambda hidden, mask: (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
     "02-normalise": lambda a, b: torch.cosine_similarity(a[:, None], b, dim=-1),
@@ -61,6 +82,15 @@ WRONG = [
     ("00-diagonal", lambda similarity: (similarity.argmax(dim=0) == torch.arange(4)).float().mean(), "columns"),
     ("00-diagonal", lambda similarity: 0.25, "rows 0 and 3"),
     ("01-caption-count", count_only_captioned, "632"),
+    ("01-iou", corner_iou, "opposite corner"),
+    ("01-iou", lambda a, b: 0.5, "one box"),
+    ("01-iou", lambda a, b: 0.25, "counted twice"),
+    ("01-iou", lambda a, b: box_iou(a, b, least=-99), "apart share nothing"),
+    ("01-iou", lambda a, b: box_iou(a, b, least=-99) if b[1] > 8 else box_iou(a, b), "two negative sides"),
+    ("01-padding-mask", lambda sequences: pad(sequences, left=True), "come first"),
+    ("01-padding-mask", lambda sequences: (pad(sequences)[0], 1 - pad(sequences)[1]), "upside down"),
+    ("01-padding-mask", lambda sequences: (pad(sequences)[0], pad(sequences)[0] != 0), "the number 0"),
+    ("01-padding-mask", lambda sequences: pad(sequences[:2]), "[3, 5]"),
     ("02-token-count", lambda size, patch: size // patch + 1, "one row"),
     ("02-token-count", lambda size, patch: (size // patch) ** 2, "before the first"),
     ("02-masked-mean", lambda hidden, mask: hidden.mean(1), "padding is averaged in"),
