@@ -401,13 +401,13 @@ def clip_diagram(images, captions, similarity) -> Figure:
     return figure
 
 
-def typed_sentences(sentences, images, scores, best: int = 5, title: str = "Typed sentence, pictures found") -> Figure:
+def typed_sentences(sentences, images, scores, best: int = 5) -> Figure:
     """For each sentence the `best` pictures by score [sentences, images], one sentence a row."""
-    figure, grid = plt.subplots(len(sentences), best, figsize=(2 * best, 2.3 * len(sentences)), squeeze=False)
+    figure, grid = plt.subplots(len(sentences), best, figsize=(2 * best, 2.75 * len(sentences)), squeeze=False)
     for row, sentence, score in zip(grid, sentences, scores, strict=True):
         for axes, i in zip(row, np.argsort(-score)[:best], strict=True):
             picture(axes, images[i])
             axes.set_xlabel(f"cosine {score[i]:.2f}", fontsize=9)
         row[0].set_title(f"“{sentence}”", loc="left", fontsize=11)
-    figure.suptitle(title)
+    figure.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     return figure

@@ -19,7 +19,7 @@ from helpers.profiles import get_profile
 from helpers.scenes import draw
 
 DIAGRAM = (1, 5, 11, 14, 20)  # val scenes with short captions
-SENTENCES = ("two dogs next to a red car", "a yellow teddy bear in the snow at night", "a boat on the lake at sunset")
+SENTENCES = ("a red car in the desert", "a teddy bear and a banana", "boats on the lake at sunset")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     pictures = [draw(scene)[0] for scene in scenes]
     similarity = (model.encode_images(pictures) @ model.encode_texts(captions).T).numpy()
     plots.clip_diagram(pictures, captions, similarity).savefig(assets / "clip_desc.png", dpi=130)
-    gallery, told = artifacts.gallery(profile, 600)
+    gallery, told = artifacts.gallery(profile, 1000)
     plots.image_grid(gallery[40:52], told[40:52], columns=6, title="MiniCOCO").savefig(assets / "scenes.png")
     found = model.encode_texts(list(SENTENCES)) @ model.encode_images(gallery).T
     plots.typed_sentences(SENTENCES, gallery, found.numpy()).savefig(assets / "retrieval.png")
