@@ -32,7 +32,7 @@ def data(profile: Profile, split: str) -> CaptionedImages:
 
 
 def gallery(profile: Profile, count: int) -> tuple[list[Image.Image], list[str]]:
-    """The first pictures of val, each with its most detailed caption; drawn on the spot where the data is not there yet."""
+    """The first pictures of val, each with its most detailed caption; drawn on the spot where there is no data yet."""
     if profile.rendered and not (profile.data / "annotations").is_dir():
         scenes = [minicoco.scene_of("val2017", i, profile.seed) for i in range(count)]
         told = [minicoco.five_captions("val2017", i, profile.seed, scene) for i, scene in enumerate(scenes)]
@@ -105,4 +105,5 @@ def over_seeds(runs: list[dict], ceiling: dict | None = None, chance: dict | Non
         row |= {"chance": chance[name]} if chance and name in chance else {}
         row |= {"ceiling": ceiling[name]} if ceiling and name in ceiling else {}
         result[prefix + name] = row
-    return {name: {k: round(float(v), 5) if k != "seeds" else v for k, v in row.items()} for name, row in result.items()}
+    rounded = {name: {key: round(float(value), 5) for key, value in row.items()} for name, row in result.items()}
+    return {name: {**row, "seeds": len(runs)} for name, row in rounded.items()}

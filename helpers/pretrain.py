@@ -174,9 +174,10 @@ A `ViTModel` (96 px, patches of 8 px, so a grid of 12 x 12; width 128, 6 layers,
 
 - **Made by** `{card["command"]}`, seed {card["seed"]}, in {card["minutes"]} minutes on
   {card["machine"]["cores"]} cores ({card["machine"]["cpu"]}).
-- **Seen**: {card["images"]:,} pictures of one object each, rendered from OpenMoji, labelled with category ({len(CLASSES)}),
-  colour ({len(SHADES)}) and setting ({len(SETTINGS)}: place and time of day); {card["epochs"][0]} epochs of 64 px
-  crops around the object, then {card["epochs"][1]} of whole pictures, half of them with a second object pasted in.
+- **Seen**: {card["images"]:,} pictures of one object each, rendered from OpenMoji, labelled with
+  category ({len(CLASSES)}), colour ({len(SHADES)}) and setting ({len(SETTINGS)}: place and time of day);
+  {card["epochs"][0]} epochs of 64 px crops around the object, then {card["epochs"][1]} of whole pictures,
+  half of them with a second object pasted in.
 - **Never seen**: a caption; a scene of MiniCOCO; the categories {", ".join(UNSEEN)};
   the drawings kept back for the probes (the last of every category that has three or more).
 - **Held-out accuracy** (3,000 fresh pictures: unseen combinations of place, size, colour and position):

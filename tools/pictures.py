@@ -1,21 +1,12 @@
-"""Draws the pictures of README and the notebooks into assets/: `python tools/pictures.py` after heads are trained.
+"""Draws the pictures of README and the notebooks into assets/: `python -m tools.pictures`, once heads are trained.
 
 Drawings in them are OpenMoji's (CC BY-SA 4.0).
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from helpers import artifacts, minicoco, plots
-from helpers.profiles import get_profile
+from helpers.profiles import ROOT, get_profile
 from helpers.scenes import draw
 
 DIAGRAM = (1, 5, 11, 14, 20)  # val scenes with short captions
@@ -29,8 +20,8 @@ def main() -> None:
     model = artifacts.heads(profile)
     assets = ROOT / "assets"
     scenes = [minicoco.scene_of("val2017", i, profile.seed) for i in DIAGRAM]
-    captions = [minicoco.five_captions("val2017", i, profile.seed, s)[-1][0] for i, s in zip(DIAGRAM, scenes, strict=True)]
-    pictures = [draw(scene)[0] for scene in scenes]
+    told = [minicoco.five_captions("val2017", i, profile.seed, s) for i, s in zip(DIAGRAM, scenes, strict=True)]
+    pictures, captions = [draw(scene)[0] for scene in scenes], [five[-1][0] for five in told]
     similarity = (model.encode_images(pictures) @ model.encode_texts(captions).T).numpy()
     plots.clip_diagram(pictures, captions, similarity).savefig(assets / "clip_desc.png", dpi=130)
     gallery, told = artifacts.gallery(profile, 1000)

@@ -1,0 +1,61 @@
+"""Figures: each function returns one, titled, with labelled axes where it has any, and leaves the inputs alone."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from helpers import plots
+
+PICTURES = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blue", "white")]
+WORDS = ["a red square", "a green square", "a blue square", "a white square"]
+SCORES = np.arange(16).reshape(4, 4) / 16
+HISTORY = [
+    {"epoch": k, "train_loss": 2 / k, "dev_loss": 2.5 / k, "dev_recall@5": 0.2 * k, "logit_scale": 2.6} for k in (1, 2, 3)
+]
+FIGURES = {
+    "image_grid": lambda: plots.image_grid(PICTURES, WORDS, title="four", marks=[True, False, None, None]),
+    "similarity_matrix": lambda: plots.similarity_matrix(PICTURES, WORDS, SCORES, "before"),
+    "number_grids": lambda: plots.number_grids({"rows": SCORES, "columns": SCORES.T}, "by hand"),
+    "training_curves": lambda: plots.training_curves({"seed 0": HISTORY, "seed 1": HISTORY}, "heads", chance_loss=3.0),
+    "embedding_map": lambda: plots.embedding_map(SCORES[:, :2], [0, 0, 1, 1], "map", links=True),
+    "histograms": lambda: plots.histograms({"matched": SCORES, "others": SCORES - 1}, "cosines", marks={"here": 0.2}),
+    "bars": lambda: plots.bars({"a": 0.5, "b": (0.4, (0.3, 0.5))}, "bars", "share", {"a": 0.1}, {"b": 0.9}),
+    "confusion": lambda: plots.confusion(SCORES, WORDS, "confusion", top=3),
+    "found_images": lambda: plots.found_images("a square", PICTURES, [0.4, 0.3, 0.2, 0.1], [True, False, False, True]),
+    "found_captions": lambda: plots.found_captions(PICTURES[0], WORDS, [0.4, 0.3, 0.2, 0.1], [True] * 4, "found"),
+    "tokens_and_patches": lambda: plots.tokens_and_patches(PICTURES[0], 12, ["[CLS]", "a", "square", "[SEP]"], "strips"),
+    "clip_diagram": lambda: plots.clip_diagram(PICTURES, WORDS, SCORES),
+    "typed_sentences": lambda: plots.typed_sentences(WORDS[:2], PICTURES, SCORES[:2], best=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    plots.style()
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_function_draws_one_figure(name):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure) and plt.get_fignums() == [figure.number]
+    data = plots.png(figure)
+    assert data.startswith(b"\x89PNG") and plt.get_fignums() == []
+
+
+def test_numbers_are_written_into_the_cells():
+    figure = plots.similarity_matrix(PICTURES, WORDS, SCORES)
+    written = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert {f"{value:.2f}" for value in SCORES.ravel()} <= written
+
+
+def test_long_captions_are_wrapped_and_cut():
+    assert plots.wrap("one two three", 5) == "one\ntwo\nthree"
+    assert plots.wrap("word " * 50, 20, lines=2).endswith("…")
