@@ -75,7 +75,8 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     model = CLIP(image_tower.dim, text_tower.dim, profile.embed_dim, image_tower, text_tower)
     history = train_heads(model.to(pick_device()), train, dev, epochs=profile.head_epochs, seed=seed)
     best = min(history, key=lambda row: row["dev_loss"])
-    about = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": history}
+    told = [{k: v for k, v in row.items() if k != "seconds"} for row in history]  # the same bytes each time
+    about = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": told}
     save_heads(model, folder, made_for | about)
     return model.eval()
 

@@ -30,7 +30,7 @@ class Live(widgets.VBox):
 
     def __init__(self, figure: Callable[..., Figure], controls: dict, rows: list[list[str]], height: int):
         self.figure, self.controls, self.paused = figure, controls, False
-        self.message = widgets.HTML()
+        self.message = widgets.HTML(layout=widgets.Layout(min_height="28px"))
         # A fixed height: the page below does not jump while a new picture is on its way.
         whole = {"width": "100%", "height": f"{height}px", "object_fit": "contain", "object_position": "left top"}
         self.picture = widgets.Image(format="png", layout=widgets.Layout(**whole))
@@ -52,7 +52,7 @@ class Live(widgets.VBox):
             self.message.value = ""
         except Exception as error:  # in a notebook it would go to a log that nobody reads
             text = html.escape(str(error) or repr(error))
-            self.message.value = f'<p role="alert" style="color: {plots.WRONG}">{text}</p>'
+            self.message.value = f'<span role="alert" style="color: {plots.WRONG}">{text}</span>'
         finally:
             for number in set(plt.get_fignums()) - before:  # a figure begun, not finished
                 plt.close(number)
@@ -144,6 +144,7 @@ class SceneComposer(Live):
                 self.paused = True
                 self.repaint(owner.value, paint)
                 self.paused = False
+        self.controls["relation"].disabled = self.controls["second"].value == NOTHING
         super().redraw(change)
 
     @staticmethod

@@ -227,7 +227,7 @@ def test_colours_follow_the_object(composer):
     assert colour.value == "red"  # kept where the new object has it
     second, paint = composer.controls["second"], composer.controls["second_colour"]
     second.value = NOTHING
-    assert list(paint.options) == [AS_DRAWN]
+    assert list(paint.options) == [AS_DRAWN] and composer.controls["relation"].disabled
     shown(composer)
 
 
