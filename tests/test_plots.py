@@ -16,7 +16,8 @@ PICTURES = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blu
 WORDS = ["a red square", "a green square", "a blue square", "a white square"]
 SCORES = np.arange(16).reshape(4, 4) / 16
 HISTORY = [
-    {"epoch": k, "train_loss": 2 / k, "dev_loss": 2.5 / k, "dev_recall@5": 0.2 * k, "logit_scale": 2.6} for k in (1, 2, 3)
+    {"epoch": k, "train_loss": 2 / k, "dev_loss": 2.5 / k, "dev_recall@5": 0.2 * k, "logit_scale": 2.6}
+    for k in (1, 2, 3)
 ]
 FIGURES = {
     "image_grid": lambda: plots.image_grid(PICTURES, WORDS, title="four", marks=[True, False, None, None]),
@@ -29,7 +30,7 @@ FIGURES = {
     "confusion": lambda: plots.confusion(SCORES, WORDS, "confusion", top=3),
     "found_images": lambda: plots.found_images("a square", PICTURES, [0.4, 0.3, 0.2, 0.1], [True, False, False, True]),
     "found_captions": lambda: plots.found_captions(PICTURES[0], WORDS, [0.4, 0.3, 0.2, 0.1], [True] * 4, "found"),
-    "tokens_and_patches": lambda: plots.tokens_and_patches(PICTURES[0], 12, ["[CLS]", "a", "square", "[SEP]"], "strips"),
+    "tokens_and_patches": lambda: plots.tokens_and_patches(PICTURES[0], 12, ["[CLS]", "square", "[SEP]"], "strips"),
     "clip_diagram": lambda: plots.clip_diagram(PICTURES, WORDS, SCORES),
     "typed_sentences": lambda: plots.typed_sentences(WORDS[:2], PICTURES, SCORES[:2], best=3),
 }
