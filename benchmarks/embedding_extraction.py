@@ -2,8 +2,8 @@
 
 The baseline is the bare forward pass on normalised tensors that lie ready in memory. Against it stands
 `extract_embeddings` on JPEG files and captions that its cache does not have: decoding, resizing, tokenising and writing
-shards included. Same batches, same process, interleaved rounds; what counts is the ratio of the medians. Hashing the
-weights is paid once a call however much data there is, so it has its own column, and the ratio leaves it out.
+shards included. Same batches, same process, interleaved rounds; what counts is the median of their ratios. Hashing
+weights and tokenizer is paid once a call however much data there is, so it has its own column, outside the ratio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -32,8 +31,8 @@ ROUNDS = 5
 WORDS = "a the two man woman dog cat horse skateboarder riding holding next to on in front of street beach".split()
 TINY = {"image_size": 96, "patch_size": 8, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
 CASES = {  # architecture, size of the JPEGs, number of images, of captions, batch size
-    "mini": (ViTConfig(**TINY, intermediate_size=512), (192, 192), 768, 1024, 64),
-    "coco": (ViTConfig(), (640, 480), 32, 96, 8),
+    "mini": (ViTConfig(**TINY, intermediate_size=512), (192, 192), 512, 512, 64),
+    "coco": (ViTConfig(), (640, 480), 24, 48, 8),
 }
 
 
@@ -57,8 +56,15 @@ def write_photos(root: Path, size: tuple[int, int], images: int, captions: int) 
     return CaptionedImages(root, "val2017")
 
 
+def hash_towers(*towers) -> None:
+    """What `extract_embeddings` pays before it knows which cache to look into."""
+    for tower in towers:
+        weights_digest(tower)
+        tower.settings()
+
+
 def measure(case: str, folder: Path) -> dict:
-    """Median seconds of the bare passes, of the extraction and of hashing the weights, for pictures and captions."""
+    """Seconds of each round: the bare passes, the extraction and the hashing, for pictures and captions."""
     config, size, images, captions, batch_size = CASES[case]
     torch.manual_seed(0)
     device = pick_device()
@@ -93,18 +99,15 @@ def measure(case: str, folder: Path) -> dict:
             for inputs in batches[kind]:
                 towers[kind](**inputs)
 
-    seconds = {(kind, what): [] for kind in towers for what in ("bare", "extraction", "hashing")}
-    for _ in range(ROUNDS):
-        for kind in towers:
-            shutil.rmtree(next(cache.glob(f"{kind}-*")))  # the other tower's shards stay
-            seconds[kind, "extraction"].append(timed(extract))
-            seconds[kind, "bare"].append(timed(bare, kind))
-            seconds[kind, "hashing"].append(timed(lambda: [weights_digest(tower) for tower in towers.values()]))
     rows = {"images": len(dataset), "captions": len(set(dataset.all_captions()[0]))}
-    return {
-        kind: {"rows": rows[kind], **{what: median(seconds[kind, what]) for what in ("bare", "extraction", "hashing")}}
-        for kind in towers
-    }
+    seconds = {kind: {"rows": rows[kind], "bare": [], "extraction": [], "hashing": []} for kind in towers}
+    for _ in range(ROUNDS):
+        for kind, row in seconds.items():
+            shutil.rmtree(next(cache.glob(f"{kind}-*")))  # the other tower's shards stay
+            row["extraction"].append(timed(extract))
+            row["bare"].append(timed(bare, kind))
+            row["hashing"].append(timed(hash_towers, *towers.values()))
+    return seconds
 
 
 def timed(function, *args) -> float:
@@ -122,13 +125,13 @@ def main() -> int:
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             measured = measure(case, Path(folder))
-        measured["both"] = {key: sum(row[key] for row in measured.values()) for key in measured["images"]}
         for kind, row in measured.items():
-            row["ratio"] = row["bare"] / (row["extraction"] - row["hashing"])
+            bare, extraction, hashing = (np.array(row[what]) for what in ("bare", "extraction", "hashing"))
+            row["ratio"] = float(np.median(bare / (extraction - hashing)))
             results[f"{case}/{kind}"] = row
             print(
-                f"{case + ' ' + kind:16}{row['rows']:6}{row['bare']:8.2f} s{row['extraction']:10.2f} s"
-                f"{row['hashing']:8.2f} s{row['ratio']:8.2f}"
+                f"{case + ' ' + kind:16}{row['rows']:6}{np.median(bare):8.2f} s{np.median(extraction):10.2f} s"
+                f"{np.median(hashing):8.2f} s{row['ratio']:8.2f}"
             )
     record = {
         "machine": machine(),
@@ -138,8 +141,8 @@ def main() -> int:
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**record, "results": results}, indent=2) + "\n")
-    short = [name for name, row in results.items() if name.endswith("both") and row["ratio"] < TARGET]
-    print(f"below {TARGET}: {', '.join(short)}" if short else f"every architecture keeps at least {TARGET:.0%}")
+    short = [name for name, row in results.items() if row["ratio"] < TARGET]
+    print(f"below {TARGET}: {', '.join(short)}" if short else f"all keep at least {TARGET:.0%} of the bare speed")
     return bool(short)
 
 
