@@ -152,9 +152,8 @@ def training_curves(
         scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color, label=name)
     if chance_loss is not None:
         loss.axhline(chance_loss, color=GREY, linestyle=":")
-        loss.annotate(
-            "nothing learned", (1, chance_loss), xytext=(0, 3), textcoords="offset points", color=GREY, fontsize=9
-        )
+        spot = {"xy": (0.12, chance_loss), "xycoords": loss.get_yaxis_transform(), "xytext": (0, -3)}
+        loss.annotate("nothing learned", **spot, textcoords="offset points", va="top", color=GREY, fontsize=9)
     loss.set(title="Contrastive loss", xlabel="epoch", ylabel="loss (nats)")
     found.set(title="Recall on dev", xlabel="epoch", ylabel=recall.removeprefix("dev_") + ", text→image", ylim=(0, 1))
     scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")
@@ -232,7 +231,7 @@ def bars(
     for y, (name, value) in enumerate(rows.items()):
         value, interval = value if isinstance(value, tuple) else (value, None)
         axes.barh(y, value, color=IMAGE, alpha=0.85, height=0.62)
-        high = interval[1] if interval is not None else value
+        low, high = interval if interval is not None else (value, value)
         if interval is not None:
             axes.errorbar(value, y, xerr=[[value - interval[0]], [interval[1] - value]], color="black", capsize=4)
         for marks, look in ((chance, (WRONG, "chance")), (ceiling, (RIGHT, "ceiling"))):
@@ -240,7 +239,10 @@ def bars(
                 axes.plot(
                     [marks[name]] * 2, [y - 0.4, y + 0.4], color=look[0], linewidth=3, label=look[1] if y == 0 else None
                 )
-        axes.annotate(f"{value:.3f}", (high, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+        inside = low > 0.2  # where no mark of a ceiling runs through the number
+        look = {"ha": "right", "color": "white", "fontweight": "bold"} if inside else {}
+        spot = {"xy": (low if inside else high, y), "xytext": (-6 if inside else 6, 0), "textcoords": "offset points"}
+        axes.annotate(f"{value:.3f}", **spot, va="center", fontsize=9, **look)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(title=title, xlabel=xlabel, xlim=(0, 1.08))
     axes.invert_yaxis()
