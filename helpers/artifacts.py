@@ -6,7 +6,6 @@ Every function says what it does when it takes longer than a moment, and does no
 from __future__ import annotations
 
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,9 +18,11 @@ from helpers.coco import CaptionedImages, load_split
 from helpers.embeddings import Embeddings, extract_embeddings
 from helpers.encoders import ImageTower, TextTower, load_towers, weights_digest
 from helpers.model import CLIP, load_heads, save_heads
-from helpers.profiles import Profile, machine, pick_device
+from helpers.profiles import Profile, machine, pick_device, write_atomically
 from helpers.scenes import draw
-from helpers.training import train_heads
+from helpers.training import fit
+
+UNSTEADY = ("losses", "seconds", "images_per_second")  # not kept beside the heads: long, or other at every run
 
 
 def data(profile: Profile, split: str) -> CaptionedImages:
@@ -73,9 +74,9 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
     torch.manual_seed(seed)
     model = CLIP(image_tower.dim, text_tower.dim, profile.embed_dim, image_tower, text_tower)
-    history = train_heads(model.to(pick_device()), train, dev, epochs=profile.head_epochs, seed=seed)
+    history = fit(model, train, dev, epochs=profile.head_epochs, patience=10, seed=seed)
     best = min(history, key=lambda row: row["dev_loss"])
-    told = [{k: v for k, v in row.items() if k != "seconds"} for row in history]  # the same bytes each time
+    told = [{k: v for k, v in row.items() if k not in UNSTEADY} for row in history]
     about = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": told}
     save_heads(model, folder, made_for | about)
     return model.eval()
@@ -88,12 +89,9 @@ def models(profile: Profile) -> dict[str, list[CLIP]]:
 
 def save_results(profile: Profile, notebook: str, metrics: dict, seconds: float) -> Path:
     """Writes what a notebook measured to `profile.results / <notebook>.json`, atomically; returns the path."""
-    path = Path(profile.results) / f"{notebook}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(profile.results, f"{notebook}.json")
     content = {"notebook": notebook, "profile": profile.name, "machine": machine(), "seconds": round(seconds, 1)}
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps({**content, "metrics": metrics}, indent=1) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps({**content, "metrics": metrics}, indent=1) + "\n")
     return path
 
 

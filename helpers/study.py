@@ -1,0 +1,186 @@
+"""The experiments too long for a notebook, run once: `make study`, or python -m helpers.study. It goes on if killed.
+
+Four settings of fine-tuning (nothing, either tower or both unlocked) and SigLIP against InfoNCE on both towers: the
+same data order, pooling, batch size and seeds for all. Everything is measured on val once, when a run has ended.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import shutil
+import time
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import torch
+import transformers
+
+from helpers import artifacts, minicoco
+from helpers.coco import Instances, load_compositional, load_probes
+from helpers.drawings import COLOURS
+from helpers.embeddings import embed_images, embed_texts
+from helpers.evaluation import (
+    class_embeds,
+    classify,
+    compositional,
+    mean_average_precision,
+    retrieval,
+    retrieval_chance,
+    wilson,
+)
+from helpers.model import CLIP, SIGLIP_START, load_model, save_model
+from helpers.profiles import Profile, get_profile, machine, write_atomically
+from helpers.training import Pairs, fit
+
+SETTINGS = {  # name in the results: (where it starts, is the image tower tuned, is the text tower tuned)
+    "projection": (None, False, False),
+    "finetuned-image": ("projection", True, False),
+    "finetuned-text": ("projection", False, True),
+    "finetuned": ("projection", True, True),
+    "siglip-projection": (None, False, False),
+    "siglip": ("siglip-projection", True, True),
+}
+TASKS = {
+    "known": "classification",
+    "unseen_drawing": "classification_unseen_drawing",
+    "uncaptioned": "zero_shot",
+    "unseen": "zero_shot_unseen",
+    "pairs": "zero_shot_pairs",
+}
+
+
+def classes(probe):
+    """What a probe's pictures are classified among, and the position of the right one: (names [C], labels [n])."""
+    own = np.unique(probe.labels)
+    labels = np.searchsorted(own, probe.labels)
+    if probe.colours is None:
+        return [probe.names[c] for c in own], labels
+    colours = list(COLOURS)  # every colour with each category: both must be right
+    names = [f"{colour} {probe.names[c]}" for c in own for colour in colours]
+    return names, labels * len(colours) + np.array([colours.index(colour) for colour in probe.colours])
+
+
+def evaluate(profile: Profile, model: CLIP) -> dict[str, dict]:
+    """Everything that the course reports of a model: {"text_to_image/recall@1": {"value", "chance", "n"}, …}."""
+    device, val = model.logit_scale.device, artifacts.data(profile, "val")
+
+    @torch.no_grad()
+    def images(pictures):
+        return model.project_image(embed_images(model.image_tower, pictures, profile.batch_size).to(device)).cpu()
+
+    @torch.no_grad()
+    def texts(sentences):
+        return model.project_text(embed_texts(model.text_tower, sentences, profile.batch_size).to(device)).cpu()
+
+    captions, owner = val.all_captions()
+    image_embeds, text_embeds, chance = images(val), texts(captions), retrieval_chance(owner)
+    found = {}
+    for name, value in retrieval(image_embeds, text_embeds, owner).items():
+        found[name] = {"value": value, "chance": chance.get(name)}
+    for name, probe in load_probes(profile).items():
+        names, labels = classes(probe)
+        result = classify(images(probe), class_embeds(texts, names), labels)
+        found[f"{TASKS[name]}/top1"] = {"value": result["top1"], "chance": result["chance"], "n": result["n"]}
+        found[f"{TASKS[name]}/top5"] = {"value": result["top5"], "chance": result["top5_chance"], "n": result["n"]}
+    instances = Instances(profile.data, f"instances_{profile.val_folder}.json")
+    shown = instances.labels(val.image_ids)
+    scores = image_embeds @ class_embeds(texts, instances.names).T
+    chance_map = shown[:, shown.any(axis=0)].mean()
+    found["classification/map"] = {"value": mean_average_precision(scores, shown), "chance": float(chance_map)}
+    triples = [row for rows in load_compositional(profile).values() for row in rows]
+    if triples:
+        paths, true, foil = zip(*triples, strict=True)
+        result = compositional(images(list(paths)), texts(list(true)), texts(list(foil)))
+        found["compositional/accuracy"] = {"value": result["accuracy"], "chance": 0.5, "n": result["n"]}
+    return found
+
+
+def one_run(profile: Profile, name: str, seed: int, folder: Path, on_epoch=None) -> dict:
+    """Train one setting with one seed, keep the model in `folder`, measure it: the row of the results."""
+    start, tune_image, tune_text = SETTINGS[name]
+    towers = artifacts.towers(profile)
+    if start is None:
+        torch.manual_seed(seed)
+        dims = towers[0].dim, towers[1].dim, profile.embed_dim
+        model = CLIP(*dims, *towers, **(SIGLIP_START if name.startswith("siglip") else {}))
+        settings = {"epochs": profile.head_epochs, "patience": 10}  # as artifacts.heads
+    else:
+        model = copy.deepcopy(load_model(folder / f"{start}-{seed}", *towers)[0])  # its towers are others' too
+        settings = tuning(profile, tune_image, tune_text)
+    splits = [Pairs(artifacts.data(profile, s), artifacts.embeddings(profile, s)) for s in ("train", "dev")]
+    about = {"profile": profile.name, "setting": name}
+    print(f"== {name}, seed {seed}", flush=True)
+    checkpoints = folder / f"{name}-{seed}.checkpoints"
+    history = fit(
+        model, *splits, seed=seed, checkpoints=checkpoints, every=20, about=about, on_epoch=on_epoch, **settings
+    )
+    tuned = [tower for tower, yes in (("image_tower", tune_image), ("text_tower", tune_text)) if yes]
+    save_model(model.cpu(), folder / f"{name}-{seed}", settings["about"] | {"seed": seed}, tuned)
+    began = time.perf_counter()
+    row = {"seed": seed, "metrics": evaluate(profile, model.eval()), "history": history}
+    row["seconds"] = round(sum(epoch["seconds"] for epoch in history), 1)  # of training, dev included
+    row["evaluation_seconds"] = round(time.perf_counter() - began, 1)
+    shutil.rmtree(checkpoints)
+    return row
+
+
+def tuning(profile: Profile, image: bool = True, text: bool = True) -> dict:
+    """The settings with which `fit` tunes one or both towers of a profile, starting from trained heads."""
+    return {
+        "epochs": profile.tune_epochs,
+        "batch_size": profile.batch_size,
+        "lr": 5e-4,
+        "image_lr": profile.image_lr * image,
+        "text_lr": profile.text_lr * text,
+        "best": "dev_recall@1",
+    }
+
+
+def summarise(profile: Profile, runs: dict[str, list[dict]]) -> dict:
+    """Mean and standard deviation over seeds of every metric, with chance, ceiling and interval beside them."""
+    known = (profile.data / f"annotations/scenes_{profile.val_folder}.json").is_file()
+    ceiling = minicoco.ceilings(profile.data, profile.val_folder)["all"] if known else {}
+    metrics = {}
+    for name, rows in runs.items():
+        for metric, first in rows[0]["metrics"].items() if rows else ():
+            values = [row["metrics"][metric]["value"] for row in rows]
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+            entry = {"mean": float(np.mean(values)), "std": float(spread), "seeds": len(values), "values": values}
+            entry |= {key: first[key] for key in ("chance", "n") if first.get(key) is not None}
+            if metric in ceiling:
+                entry["ceiling"] = ceiling[metric]
+            if "n" in first:
+                entry["interval"] = wilson(entry["mean"] * first["n"], first["n"])
+            metrics[f"{name}/{metric}"] = entry
+    return metrics
+
+
+def study(profile: Profile) -> Path:
+    """Run what is missing and write `<results>/study.json` after every run."""
+    folder, runs = profile.cache / "study", {name: [] for name in SETTINGS}
+    for seed in range(profile.seed, profile.seed + profile.seeds):
+        for name in SETTINGS:
+            path = folder / f"{name}-{seed}.json"
+            if not path.is_file():
+                write_atomically(path, json.dumps(one_run(profile, name, seed, folder), indent=1))
+            runs[name].append(json.loads(path.read_text()))
+            write_results(profile, runs)
+    return write_results(profile, runs)
+
+
+def write_results(profile: Profile, runs: dict) -> Path:
+    seconds = sum(row["seconds"] + row["evaluation_seconds"] for rows in runs.values() for row in rows)
+    versions = {package.__name__: package.__version__ for package in (torch, transformers, accelerate, np)}
+    content = {"notebook": "study", "profile": profile.name, "machine": machine(), "seconds": round(seconds, 1),
+               "minutes": round(seconds / 60, 1), "versions": {"python": platform.python_version(), **versions},
+               "metrics": summarise(profile, runs), "runs": runs}  # fmt: skip
+    path = Path(profile.results, "study.json")
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    print(f"Written: {study(get_profile())}")
