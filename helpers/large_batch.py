@@ -74,8 +74,13 @@ def sigmoid_block(images, texts, logit_scale, logit_bias, positives):
     signs = 2 * positives.to(cosines.dtype) - 1
     agreement = signs * (scale * cosines + logit_bias)
     pull = -signs * torch.sigmoid(-agreement)  # gradient for the logits
-    by_scale = scale * (pull * cosines).sum()
-    return -F.logsigmoid(agreement).sum(), scale * pull @ texts, scale * pull.T @ images, by_scale, pull.sum()
+    return (
+        -F.logsigmoid(agreement).sum(),
+        scale * (pull @ texts),
+        scale * (pull.T @ images),
+        scale * (pull * cosines).sum(),
+        pull.sum(),
+    )
 
 
 class WithGradients(torch.autograd.Function):
@@ -113,7 +118,7 @@ def chunked_siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, imag
             by_images[rows] = block[1]
             for total, part in zip((value, by_texts, by_scale, by_bias), (block[0], *block[2:])):
                 total += part
-    gradients = [gradient / len(images) for gradient in (by_images, by_texts, by_scale, by_bias)]
+    gradients = [gradient.div_(len(images)) for gradient in (by_images, by_texts, by_scale, by_bias)]
     return WithGradients.apply(value / len(images), gradients, *inputs)
 
 
@@ -150,7 +155,7 @@ def ring_siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, image_i
             value, by_images, by_texts = value + block[0], by_images + block[1], by_texts + block[2]
             by_scale, by_bias = by_scale + block[3], by_bias + block[4]
             texts, by_texts, text_ids = pass_on(texts, by_texts, text_ids)
-    gradients = [gradient / len(images) for gradient in (by_images, by_texts, by_scale, by_bias)]
+    gradients = [gradient.div_(len(images)) for gradient in (by_images, by_texts, by_scale, by_bias)]
     return WithGradients.apply(value / len(images), gradients, *inputs)
 
 
