@@ -111,18 +111,17 @@ def one_run(profile: Profile, name: str, seed: int, folder: Path, on_epoch=None)
         model = copy.deepcopy(load_model(folder / f"{start}-{seed}", *towers)[0])  # its towers are others' too
         settings = tuning(profile, tune_image, tune_text)
     splits = [Pairs(artifacts.data(profile, s), artifacts.embeddings(profile, s)) for s in ("train", "dev")]
-    about = {"profile": profile.name, "setting": name}
-    print(f"== {name}, seed {seed}", flush=True)
+    settings |= {"seed": seed, "about": {"profile": profile.name, "setting": name}, "on_epoch": on_epoch}
     checkpoints = folder / f"{name}-{seed}.checkpoints"
-    history = fit(
-        model, *splits, seed=seed, checkpoints=checkpoints, every=20, about=about, on_epoch=on_epoch, **settings
-    )
+    print(f"== {name}, seed {seed}", flush=True)
+    history = fit(model, *splits, checkpoints=checkpoints, every=20, **settings)
     tuned = [tower for tower, yes in (("image_tower", tune_image), ("text_tower", tune_text)) if yes]
     save_model(model.cpu(), folder / f"{name}-{seed}", settings["about"] | {"seed": seed}, tuned)
     began = time.perf_counter()
     row = {"seed": seed, "metrics": evaluate(profile, model.eval()), "history": history}
-    row["seconds"] = round(sum(epoch["seconds"] for epoch in history), 1)  # of training, dev included
-    row["evaluation_seconds"] = round(time.perf_counter() - began, 1)
+    # Training by the speed of the median step, so that a machine that was busy or asleep for a while counts nothing.
+    row["seconds"] = round(sum(len(splits[0]) / epoch["images_per_second"] for epoch in history), 1)
+    row["minutes"] = round((sum(epoch["seconds"] for epoch in history) + time.perf_counter() - began) / 60, 2)
     shutil.rmtree(checkpoints)
     return row
 
@@ -172,10 +171,10 @@ def study(profile: Profile) -> Path:
 
 
 def write_results(profile: Profile, runs: dict) -> Path:
-    seconds = sum(row["seconds"] + row["evaluation_seconds"] for rows in runs.values() for row in rows)
+    minutes = round(sum(row["minutes"] for rows in runs.values() for row in rows), 1)  # all included
     versions = {package.__name__: package.__version__ for package in (torch, transformers, accelerate, np)}
-    content = {"notebook": "study", "profile": profile.name, "machine": machine(), "seconds": round(seconds, 1),
-               "minutes": round(seconds / 60, 1), "versions": {"python": platform.python_version(), **versions},
+    content = {"notebook": "study", "profile": profile.name, "machine": machine(), "minutes": minutes,
+               "seconds": round(60 * minutes), "versions": {"python": platform.python_version(), **versions},
                "metrics": summarise(profile, runs), "runs": runs}  # fmt: skip
     path = Path(profile.results, "study.json")
     write_atomically(path, json.dumps(content, indent=1) + "\n")

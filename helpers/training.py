@@ -201,9 +201,9 @@ def fit(
     tracker: "tensorboard", "wandb", … as accelerate names them.
 
     Returns the history: a list of rows, each also passed to on_epoch(row), with epoch, step, train_loss, dev_loss,
-    dev_recall@1, dev_recall@5 (text to image), logit_scale (the logarithm), logit_bias, losses (of each step),
-    images_per_second, seconds. FloatingPointError names step and images where a loss is not finite. Ctrl-C ends the
-    step, writes a checkpoint and says how to go on.
+    dev_recall@1, dev_recall@5 (text to image), logit_scale (the logarithm), logit_bias, losses (one by one),
+    images_per_second (by the median step), seconds. FloatingPointError names step and images where a loss is not
+    finite. Ctrl-C ends the step, writes a checkpoint and says how to go on.
     """
     train, dev = (pairs if isinstance(pairs, Pairs) else Pairs(embeds=pairs) for pairs in (train, dev))
     raw = [side for side, rate in (("image", image_lr), ("text", text_lr)) if rate or train.embeds is None]
@@ -233,7 +233,7 @@ def fit(
         groups = parameter_groups(model, lr, image_lr, text_lr, weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=run.device.type in ("cpu", "cuda"))
         saved = Checkpoints(checkpoints, model, optimizer, run, settings, keep)
-        state = saved.resume({"step": 0, "losses": [], "seconds": 0.0, "history": [], "best": None})
+        state = saved.resume({"step": 0, "losses": [], "times": [], "history": [], "best": None})
         best_state = saved.best(state) or saved.trainable()
         stepping, stepper = run.prepare(model, optimizer)  # wrapped for several processes and mixed precision
         if tracker:
@@ -243,9 +243,9 @@ def fit(
 
         def train_epoch(epoch):
             """What is left of an epoch, step by step; `state` says at any time where we are."""
-            began, before, done = time.perf_counter(), state["seconds"], len(state["losses"])
-            part = run.process_index, run.num_processes
-            for batch in train.batches(model, raw, seed, epoch, batch_size, range(done, epoch_losses), part):
+            left, part = range(len(state["losses"]), epoch_losses), (run.process_index, run.num_processes)
+            began = time.perf_counter()
+            for batch in train.batches(model, raw, seed, epoch, batch_size, left, part):
                 number = (epoch - 1) * epoch_losses + len(state["losses"])  # of this loss, from 0
                 torch.manual_seed(int(splitmix64(DROPOUT, seed, number, run.process_index)[0] >> np.uint64(1)))
                 for group in stepper.param_groups:
@@ -254,7 +254,8 @@ def fit(
                 if not math.isfinite(loss):
                     raise not_finite(loss, state["step"], batch["image_ids"], saved)
                 state["losses"].append(loss)
-                state["seconds"] = before + time.perf_counter() - began
+                state["times"].append(time.perf_counter() - began)
+                began = time.perf_counter()
                 if len(state["losses"]) % accumulate == 0:
                     state["step"] += 1
                     bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
@@ -273,15 +274,15 @@ def fit(
                 row = {
                     "epoch": epoch, "step": state["step"], "train_loss": sum(state["losses"]) / epoch_losses,
                     **dev_metrics(model, dev, raw), **{name: p.item() for name, p in model.logits().items()},
-                    "losses": state["losses"], "images_per_second": epoch_losses * batch_size / state["seconds"],
+                    "losses": state["losses"], "images_per_second": batch_size / float(np.median(state["times"])),
+                    "seconds": sum(state["times"]) + time.perf_counter() - began,
                 }  # fmt: skip
-                row["seconds"] = state["seconds"] + time.perf_counter() - began
                 if not math.isfinite(row["dev_loss"]):
                     raise not_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
                 if state["best"] is None or is_better(row, state["history"][state["best"] - 1], best):
                     state["best"], best_state = epoch, saved.trainable()
                     saved.save_best(epoch)
-                state |= {"losses": [], "seconds": 0.0, "history": [*state["history"], row]}
+                state |= {"losses": [], "times": [], "history": [*state["history"], row]}
                 saved.save(state)
                 run.log({name: value for name, value in row.items() if name != "losses"}, step=state["step"])
                 if on_epoch is not None and run.is_main_process:
@@ -359,16 +360,21 @@ def trained_parts(model, image_lr, text_lr, gradient_checkpointing=False):
         if tower is not None and not rate:
             tower.requires_grad_(False)
         elif tower is not None and gradient_checkpointing:
-            tower.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpointing(tower.model, "enable")({"use_reentrant": False})
             tuned.append(tower.model)
     try:
         yield
     finally:
         for model in tuned:
-            model.gradient_checkpointing_disable()
+            checkpointing(model, "disable")()
         for p, required in before:
             p.requires_grad_(required)
             p.grad = None
+
+
+def checkpointing(model, what):
+    """transformers' method, under the name that it has had since 5.20 or the one from before."""
+    return getattr(model, f"activation_checkpointing_{what}", None) or getattr(model, f"gradient_checkpointing_{what}")
 
 
 @contextmanager

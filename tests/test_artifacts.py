@@ -52,8 +52,8 @@ def test_the_gallery_is_the_same_with_and_without_data(smoke):
 
 def test_heads_are_trained_once_and_again_for_other_towers(smoke, monkeypatch, capsys):
     trained = []
-    real = artifacts.train_heads
-    monkeypatch.setattr(artifacts, "train_heads", lambda *a, **k: trained.append(1) or real(*a, **k))
+    real = artifacts.fit
+    monkeypatch.setattr(artifacts, "fit", lambda *a, **k: trained.append(1) or real(*a, **k))
     first = artifacts.heads(smoke)
     again = artifacts.heads(smoke)
     assert len(trained) == 1 and not first.training and not again.training

@@ -1,4 +1,3 @@
-import json
 import signal
 import subprocess
 import sys
@@ -12,43 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
 from helpers.coco import CaptionedImages
 from helpers.embeddings import _read_shard, _write_shard, embed_images, embed_texts, extract_embeddings, prefetch
 from helpers.encoders import ImageTower, TextTower
+from tests.tiny import WORDS, image_tower, text_tower, write_dataset
 
-WORDS = "a red blue dog cat bus runs sleeps on the beach street near two three big small and".split()
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 OPTIONS = {"batch_size": 3, "shard_size": 6, "progress": False}  # 10 images: two shards, of two batches each
-
-
-def image_tower(seed=0, size=16, mean=0.5):
-    torch.manual_seed(seed)
-    return ImageTower(ViTModel(ViTConfig(**SMALL, image_size=size, patch_size=8), False), size, [mean] * 3, [0.5] * 3)
-
-
-def text_tower(seed=0, max_length=12, words=WORDS):
-    torch.manual_seed(seed)
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    return TextTower(BertModel(BertConfig(**SMALL, vocab_size=64), False), BertTokenizerFast(vocab=vocab), max_length)
-
-
-def write_dataset(root, images=10):
-    """Genuine COCO layout: every image has three captions of different length, the first of which all images share."""
-    rng = np.random.default_rng(0)
-    (root / "val2017").mkdir(parents=True)
-    (root / "annotations").mkdir()
-    listed, annotations = [], []
-    for i in range(images):
-        name = f"{i + 100:012d}.jpg"
-        pixels = rng.integers(0, 256, (24 + i, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "val2017" / name)
-        listed.append({"id": i + 100, "file_name": name, "height": 24 + i, "width": 40})
-        for caption in ["a dog", *(" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2))]:
-            annotations.append({"id": len(annotations), "image_id": i + 100, "caption": caption})
-    data = {"info": {}, "licenses": [], "images": listed, "annotations": annotations}
-    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_the_scale_starts_where_clip_starts_and_is_trained(model):
 
 def test_forward_takes_a_collated_batch(model):
     batch = {"pixel_values": torch.zeros(2, 3, 2, 2, dtype=torch.uint8), **model.text_tower.tokenize(["a cat", "dog"])}
-    outputs = model(**batch, image_ids=torch.arange(2))
+    outputs = model({**batch, "image_ids": torch.arange(2)})
     assert set(outputs) == {"image_embeds", "text_embeds", "logit_scale"}
     assert outputs["image_embeds"].shape == outputs["text_embeds"].shape == (2, 8)
     assert outputs["logit_scale"] is model.logit_scale

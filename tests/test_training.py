@@ -1,16 +1,21 @@
 """Training on cached embeddings: what it draws, what it moves, when it stops, what it leaves behind."""
 
 import math
-from types import SimpleNamespace
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from helpers.losses import clip_loss
-from helpers.model import CLIP, MAX_LOGIT_SCALE, head_state
-from helpers.training import CaptionPicker, dev_metrics, parameter_groups, train_heads, warmup_cosine
+from helpers import training
+from helpers.coco import CaptionedImages
+from helpers.embeddings import Embeddings, extract_embeddings
+from helpers.losses import clip_loss, siglip_loss
+from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, head_state
+from helpers.training import Pairs, dev_metrics, parameter_groups, warmup_cosine
+from tests.tiny import image_tower, text_tower, write_dataset
 
 
 def embeddings(n, seed, captions=3, first_id=0):
@@ -20,7 +25,7 @@ def embeddings(n, seed, captions=3, first_id=0):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, 6, generator=generator)
     owner = torch.arange(n).repeat(captions)[torch.randperm(n * captions, generator=generator)]
-    return SimpleNamespace(
+    return Embeddings(
         image_embeds=hidden @ to_image + 0.1 * torch.randn(n, 10, generator=generator),
         text_embeds=hidden[owner] @ to_text + 0.1 * torch.randn(len(owner), 14, generator=generator),
         owner=owner,
@@ -38,32 +43,58 @@ def fresh(seed=0):
 
 
 def fit(model, train=TRAIN, dev=DEV, **settings):
-    return train_heads(model, train, dev, **{"epochs": 4, "batch_size": 32, **settings})
+    return training.fit(model, train, dev, **{"epochs": 4, "batch_size": 32, **settings})
 
 
 def without_time(history):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
 
 
-def test_one_caption_of_each_image_and_every_one_in_time():
-    picker = CaptionPicker([1, 0, 1, 2, 1], images=3)
-    for seed in range(20):
-        picked = picker.random(np.random.default_rng(seed))
-        assert [[1, 0, 1, 2, 1][caption] for caption in picked] == [0, 1, 2]
-    assert {int(picker.random(np.random.default_rng(seed))[1]) for seed in range(50)} == {0, 2, 4}
-    assert [picked.tolist() for picked in picker.each()] == [[1, 0, 3], [1, 2, 3], [1, 4, 3]]
+def other(embeds, **changes):
+    return Embeddings(**{**vars(embeds), **changes})
+
+
+def drawn(pairs, model, epoch, seed=0, size=3):
+    """The batches of an epoch as (image id, caption's row) of each position."""
+    batches = pairs.batches(model, [], seed, epoch, size, range(len(pairs) // size))
+    row = {tuple(text.tolist()): m for m, text in enumerate(pairs.embeds.text_embeds)}
+    visits = [zip(batch["image_ids"].tolist(), batch["text_features"].tolist(), strict=True) for batch in batches]
+    return [[(image_id, row[tuple(text)]) for image_id, text in batch] for batch in visits]
+
+
+def test_an_epoch_sees_every_image_once_with_one_caption_of_its_own_and_all_captions_in_time():
+    few = embeddings(9, seed=5, first_id=100)
+    pairs, seen = Pairs(embeds=few), {}
+    for epoch in range(30):
+        visits = [visit for batch in drawn(pairs, fresh(), epoch) for visit in batch]
+        assert sorted(i for i, _ in visits) == list(range(100, 109))
+        for i, row in visits:
+            assert few.owner[row] == i - 100
+            seen.setdefault(i, set()).add(row)
+    assert all(len(rows) == 3 for rows in seen.values())
+    assert drawn(pairs, fresh(), 1) == drawn(pairs, fresh(), 1) != drawn(pairs, fresh(), 2)
+    assert drawn(pairs, fresh(), 1) != drawn(pairs, fresh(), 1, seed=1)
+
+
+def test_parts_of_a_batch_make_the_batch():
+    pairs, model = Pairs(embeds=TRAIN), fresh()
+    whole = next(pairs.batches(model, [], 0, 1, 32, [2]))
+    parts = [next(pairs.batches(model, [], 0, 1, 32, [2], (k, 4))) for k in range(4)]
+    for name, rows in whole.items():
+        assert torch.cat([part[name] for part in parts]).equal(rows)
 
 
 def test_an_image_without_captions_is_named():
-    with pytest.raises(ValueError, match="row 1 has no caption"):
-        CaptionPicker([0, 2], images=3)
+    bare = other(DEV, text_embeds=DEV.text_embeds[DEV.owner != 7], owner=DEV.owner[DEV.owner != 7])
+    with pytest.raises(ValueError, match="image 1007 has no caption"):
+        Pairs(embeds=bare)
 
 
 def test_training_teaches():
     model = fresh()
-    before = dev_metrics(model, DEV)
+    before = dev_metrics(model, Pairs(embeds=DEV))
     history = fit(model, epochs=30)
-    after = dev_metrics(model, DEV)
+    after = dev_metrics(model, Pairs(embeds=DEV))
     assert after["dev_loss"] < 0.5 * before["dev_loss"]
     assert after["dev_recall@1"] > 3 * before["dev_recall@1"] and after["dev_recall@5"] > 0.8
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -76,7 +107,7 @@ def test_dev_loss_sees_every_caption_in_evaluation_mode():
         by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
         expected = [clip_loss(images, texts[by_image[:, r]], model.logit_scale).item() for r in range(3)]
         scores = (texts.double() @ images.double().T).numpy()
-    metrics = dev_metrics(model.train(), DEV)
+    metrics = dev_metrics(model.train(), Pairs(embeds=DEV))
     assert metrics["dev_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
     own = scores[np.arange(120), DEV.owner][:, None]
     assert metrics["dev_recall@5"] == pytest.approx(((scores >= own).sum(axis=1) <= 5).mean())
@@ -85,7 +116,7 @@ def test_dev_loss_sees_every_caption_in_evaluation_mode():
 
 def test_every_trained_parameter_is_in_one_group_and_moves():
     model = fresh()
-    decayed, free = parameter_groups(model, 0.1)
+    decayed, free = sorted(parameter_groups(model, 1e-3, weight_decay=0.1), key=lambda group: -group["weight_decay"])
     grouped = [*decayed["params"], *free["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     assert any(p is model.logit_scale for p in free["params"]) and free["weight_decay"] == 0
@@ -120,7 +151,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_callback_draws():
 
 def test_early_stopping_keeps_the_best_epoch():
     """With other images' captions at dev, learning only makes it worse: the first epochs are the best."""
-    wrong = SimpleNamespace(**{**vars(DEV), "text_embeds": -DEV.text_embeds})
+    wrong = other(DEV, text_embeds=-DEV.text_embeds)
     model, states = fresh(), []
     history = fit(
         model, dev=wrong, epochs=40, patience=3, lr=1e-2, on_epoch=lambda row: states.append(head_state(model))
@@ -129,7 +160,7 @@ def test_early_stopping_keeps_the_best_epoch():
     best = losses.index(min(losses))
     assert len(history) == best + 1 + 3 < 40
     assert all(tensor.equal(states[best][name]) for name, tensor in head_state(model).items())
-    assert dev_metrics(model, wrong)["dev_loss"] == pytest.approx(min(losses))
+    assert dev_metrics(model, Pairs(embeds=wrong))["dev_loss"] == pytest.approx(min(losses))
 
 
 def test_interrupting_leaves_the_best_weights():
@@ -142,7 +173,12 @@ def test_interrupting_leaves_the_best_weights():
 
     with pytest.raises(KeyboardInterrupt):
         fit(model, on_epoch=stop)
-    assert head_state(model)["logit_scale"] == states[1]["logit_scale"]
+    left = head_state(model)
+    losses = []
+    for state in states:
+        model.load_state_dict(state)
+        losses.append(dev_metrics(model, Pairs(embeds=DEV))["dev_loss"])
+    assert left["logit_scale"] == states[losses.index(min(losses))]["logit_scale"]
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -157,19 +193,20 @@ def test_modes_and_towers_are_left_as_they_were(mode):
 
 def test_fewer_images_than_a_batch_and_half_precision_features():
     few = embeddings(8, seed=3)
-    half = SimpleNamespace(
-        **{**vars(few), "image_embeds": few.image_embeds.half(), "text_embeds": few.text_embeds.half()}
-    )
+    half = other(few, image_embeds=few.image_embeds.half(), text_embeds=few.text_embeds.half())
     history = fit(fresh(), train=half, dev=half, batch_size=512, epochs=20)
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_a_loss_that_is_not_finite_stops_with_a_reason(split):
-    broken = SimpleNamespace(**{**vars(TRAIN), "image_embeds": TRAIN.image_embeds * math.nan})
+    whole = {"train": TRAIN, "dev": DEV}[split]
+    broken = other(whole, image_embeds=whole.image_embeds * math.nan)
     model = fresh()
     before = head_state(model)
-    with pytest.raises(FloatingPointError, match="epoch 1.*NaN in the embeddings"):
+    with pytest.raises(
+        FloatingPointError, match="loss is nan in step .*images [0-9, ]+….*NaN in the features.*no check"
+    ):
         fit(model, **{split: broken})
     assert all(tensor.equal(before[name]) for name, tensor in head_state(model).items())
 
@@ -177,12 +214,186 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(split):
 def test_the_bar_is_one_line_on_stdout(capsys):
     fit(fresh())
     output = capsys.readouterr()
-    assert "heads: 100%" in output.out and "dev" in output.out and output.out.count("\n") == 1
+    assert "training: 100%" in output.out and "loss" in output.out and output.out.count("\n") == 1
     assert output.err == ""
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
-    factors = [warmup_cosine(4, 20)(step) for step in range(21)]
+    factors = [warmup_cosine(step, 4, 20) for step in range(21)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1, 1]
     assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False)) and factors[20] == pytest.approx(0)
-    assert warmup_cosine(2, 1)(0) == 0.5  # fewer steps than the warm-up wants
+    assert warmup_cosine(0, 2, 1) == 0.5  # fewer steps than the warm-up wants
+
+
+# SigLIP, accumulation, gradient caching
+
+
+def test_a_model_with_a_bias_is_trained_with_siglips_loss():
+    torch.manual_seed(0)
+    model = CLIP(10, 14, embed_dim=16, **SIGLIP_START).eval()
+    with torch.no_grad():
+        images, texts = model.project_image(DEV.image_embeds), model.project_text(DEV.text_embeds)
+        by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
+        start = model.logit_scale, model.logit_bias
+        expected = [siglip_loss(images, texts[by_image[:, r]], *start).item() for r in range(3)]
+    assert dev_metrics(model, Pairs(embeds=DEV))["dev_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    history = fit(model, epochs=60)
+    assert history[-1]["dev_loss"] < history[0]["dev_loss"] and history[-1]["dev_recall@5"] > 0.8
+    assert history[-1]["logit_bias"] != -10 and history[-1]["logit_scale"] != math.log(10)
+
+
+@pytest.mark.parametrize("start", [{}, SIGLIP_START])
+def test_gradient_caching_changes_nothing_but_memory(start):
+    """In chunks, dropout draws other units: so without dropout, up to rounding."""
+    results = []
+    for chunk in (None, 5):
+        torch.manual_seed(0)
+        model = CLIP(10, 14, embed_dim=16, **start)
+        model.image_head[3].p = model.text_head[3].p = 0.0
+        results.append((fit(model, epochs=2, chunk=chunk), head_state(model)))
+    (plain, weights), (cached, again) = results
+    assert [row["train_loss"] for row in cached] == pytest.approx([row["train_loss"] for row in plain], rel=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_adds_up_the_gradients_of_several_batches():
+    """One step over two batches is one step with the mean of their gradients."""
+    model, steps = fresh(), []
+    model.image_head[3].p = model.text_head[3].p = 0.0
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pairs = Pairs(embeds=embeddings(64, seed=1))
+    losses = []
+    for batch in pairs.batches(model, [], 0, 1, 32, range(2)):
+        losses.append(clip_loss(**model(batch), image_ids=batch["image_ids"]))
+    gradients = torch.autograd.grad(sum(losses) / 2, list(model.parameters()))
+
+    class Seen(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            steps.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+            return super().step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Seen)
+        history = fit(model, train=pairs, epochs=1, accumulate=2, clip=None)
+    assert len(steps) == history[0]["step"] == 1 and len(history[0]["losses"]) == 2
+    groups = parameter_groups(model, 1e-3)
+    order = {id(p): g for p, g in zip(model.parameters(), gradients, strict=True)}
+    for seen, p in zip(steps[0], [p for group in groups for p in group["params"]], strict=True):
+        torch.testing.assert_close(seen, order[id(p)], rtol=1e-4, atol=1e-7)
+    assert not any(p.detach().equal(before[name]) for name, p in model.named_parameters() if p.ndim == 2)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="96 images cannot make a step of 4 × 32"):
+        fit(fresh(), accumulate=4)
+
+
+# Fine-tuning, on tiny towers and pictures
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    write_dataset(tmp_path_factory.mktemp("tuning") / "coco", images=12)
+    return CaptionedImages(tmp_path_factory.getbasetemp() / "tuning0/coco", "val2017")
+
+
+def whole(**start):
+    torch.manual_seed(0)
+    return CLIP(16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower(), **start)
+
+
+def weights_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("image, text", [(True, False), (False, True), (True, True)])
+def test_what_is_tuned_moves_and_what_is_locked_does_not(pictures, tmp_path, image, text):
+    model = whole()
+    before, pairs = weights_of(model), Pairs(pictures)
+    assert model.image_tower.model.config.hidden_dropout_prob == 0 or model.text_tower is not None
+    history = fit(model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3 * image, text_lr=1e-3 * text)
+    moved = {name.split(".")[0] for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
+    towers = {name for name, tuned in (("image_tower", image), ("text_tower", text)) if tuned}
+    assert moved == {"image_head", "text_head", "logit_scale", *towers}
+    assert [len(row["losses"]) for row in history] == [3, 3] and history[-1]["step"] == 6
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_no_decay_on_biases_norms_embeddings_and_scalars():
+    model = whole(**SIGLIP_START)
+    groups = parameter_groups(model, 1e-3, 3e-4, 1e-4, weight_decay=0.1)
+    of = {id(p): group for group in groups for p in group["params"]}
+    rates = {"image_tower": 3e-4, "text_tower": 1e-4}
+    for name, p in model.named_parameters():
+        free = p.ndim <= 1 or "embeddings" in name and "projection" not in name
+        assert of[id(p)]["weight_decay"] == (0.0 if free else 0.1), name
+        assert of[id(p)]["lr"] == rates.get(name.split(".")[0], 1e-3), name
+    assert len(of) == len(list(model.parameters()))
+
+
+def test_a_locked_tower_may_come_as_features(pictures, tmp_path):
+    """LiT two ways: the text tower's features from the cache, or its captions anew, to the same losses."""
+    histories = []
+    for embeds in (None, extract_embeddings(image_tower(), text_tower(), pictures, tmp_path, progress=False)):
+        pairs, model = Pairs(pictures, embeds), whole()
+        histories.append(fit(model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3))
+    plain, cached = ([loss for row in history for loss in row["losses"]] for history in histories)
+    assert cached == pytest.approx(plain, rel=1e-4)
+
+
+def test_towers_drop_nothing_while_tuned_and_are_left_with_their_dropout(pictures):
+    model, seen = whole(), []
+    dropouts = [part for part in model.text_tower.modules() if isinstance(part, nn.Dropout)]
+    assert dropouts and all(part.p == 0.1 for part in dropouts)
+    dropouts[0].register_forward_pre_hook(lambda part, _: seen.append((part.p, part.training)))
+    pairs = Pairs(pictures)
+    fit(model, pairs, pairs, batch_size=4, epochs=1, image_lr=1e-3, text_lr=1e-3)
+    assert (0.0, True) in seen and all(part.p == 0.1 for part in dropouts)
+
+
+def test_gradient_checkpointing_gives_the_same_losses(pictures):
+    pairs, runs = Pairs(pictures), []
+    for on in (False, True):
+        model = whole()
+        options = {"gradient_checkpointing": on, "image_lr": 1e-3, "text_lr": 1e-3}
+        runs.append(fit(model, pairs, pairs, batch_size=4, epochs=1, **options)[0]["losses"])
+        assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_a_crop_is_another_each_epoch_and_never_depends_on_who_asks(pictures):
+    pairs, tower = Pairs(pictures), image_tower()
+    first, again, later = (pairs.picture(3, tower, 0, epoch) for epoch in (1, 1, 2))
+    assert first.equal(again) and not first.equal(later)
+    assert first.shape == (3, 16, 16) and first.dtype == torch.uint8
+
+
+# Stopping and going on
+
+
+def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    whole_run = fit(fresh())
+    model, real = fresh(), training.take_step
+    calls = iter(range(100))
+
+    def step(*args):
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(training, "take_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, checkpoints=tmp_path)
+    assert "Stopped after step 5 of 12" in (said := capsys.readouterr().out) and "step-00000005" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert without_time(fit(fresh(), checkpoints=tmp_path)) == without_time(whole_run)
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    def step(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "take_step", step)
+    with pytest.raises(RuntimeError, match="(?s)Step 0 does not fit.*chunk.*gradient_checkpointing.*batch_size"):
+        fit(fresh())

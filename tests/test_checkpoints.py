@@ -1,0 +1,164 @@
+"""Checkpoints: a run that was killed goes on bit for bit, and what does not belong together is refused by name."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.coco import CaptionedImages
+from helpers.model import CLIP
+from helpers.profiles import ROOT
+from helpers.training import Pairs, fit
+from tests.tiny import image_tower, text_tower, write_dataset
+
+RUN = """
+    import os, signal, sys
+    import torch
+    from pathlib import Path
+    from safetensors.torch import save_file
+    from helpers import checkpoints, training
+    from tests.test_checkpoints import run
+
+    torch.set_num_threads(2)
+    data, folder, when, where = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    steps = 0
+    take_step, save_file_of_checkpoint = training.take_step, checkpoints.save_file
+
+    def step(*args):
+        global steps
+        if where == "step" and steps == when:
+            die()
+        steps += 1
+        return take_step(*args)
+
+    def save(tensors, path):
+        if where == "write" and steps >= when:
+            Path(path).write_bytes(b"half a file")
+            die()
+        return save_file_of_checkpoint(tensors, path)
+
+    training.take_step, checkpoints.save_file = step, save
+    history, model = run(data, folder)
+    save_file(dict(model.state_dict()), folder / "final.safetensors")
+    (folder / "losses.txt").write_text(repr([row["losses"] for row in history]))
+"""
+
+
+def run(data, folder, epochs=3, **settings):
+    """Both towers, SigLIP, dropout in the heads: three epochs of three steps, a checkpoint after every second."""
+    torch.manual_seed(0)
+    model = CLIP(16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower(), logit_bias=-10.0)
+    pairs = Pairs(CaptionedImages(data, "val2017"))
+    settings = {"batch_size": 4, "image_lr": 1e-3, "text_lr": 1e-3, "every": 2, "best": "dev_recall@1", **settings}
+    return fit(model, pairs, pairs, epochs=epochs, checkpoints=folder, **settings), model
+
+
+def start(data, folder, when=-1, where="step"):
+    command = [sys.executable, "-c", textwrap.dedent(RUN), str(data), str(folder), str(when), where]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run that nobody disturbs: (its data, its losses, its final weights)."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write_dataset(folder / "coco", images=12)
+    done = start(folder / "coco", folder / "whole")
+    assert done.returncode == 0, done.stderr
+    final = load_file(folder / "whole/final.safetensors")
+    return folder / "coco", (folder / "whole/losses.txt").read_text(), final
+
+
+@pytest.mark.parametrize("when, where", [(1, "step"), (4, "step"), (5, "step"), (4, "write"), (6, "write")])
+def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, where):
+    data, losses, final = uninterrupted
+    killed = start(data, tmp_path, when, where)
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "losses.txt").exists()
+    resumed = start(data, tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert ("Going on from step-0000000" in resumed.stdout) == (when > 1)
+    assert (tmp_path / "losses.txt").read_text() == losses
+    weights = load_file(tmp_path / "final.safetensors")
+    assert weights.keys() == final.keys() and all(weights[name].equal(tensor) for name, tensor in final.items())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_finished_run_is_read_not_trained_again(uninterrupted, tmp_path):
+    history, model = run(uninterrupted[0], tmp_path)
+    again, same = run(uninterrupted[0], tmp_path)
+    assert again == history
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in same.state_dict().items())
+
+
+def test_the_last_ones_are_kept_and_the_best(uninterrupted, tmp_path):
+    history, model = run(uninterrupted[0], tmp_path, keep=3, every=1)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{k:08d}" for k in (7, 8, 9)]
+    recalls = [row["dev_recall@1"] for row in history]
+    (best,) = tmp_path.glob("best-*")
+    assert best.name == f"best-{recalls.index(max(recalls)) + 1:04d}.safetensors"
+    kept = load_file(best)
+    assert all(p.detach().equal(kept[name]) for name, p in model.named_parameters())
+
+
+def test_there_is_no_pickle_in_it(uninterrupted, tmp_path):
+    run(uninterrupted[0], tmp_path, epochs=1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    for path in files:
+        json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"batch_size": 3}, "written with batch_size = 4, this run has 3"),
+        ({"epochs": 5}, "written with epochs = 2, this run has 5"),
+        ({"about": {"profile": "coco"}}, "written with profile = 'mini', this run has 'coco'"),
+    ],
+)
+def test_another_run_is_refused_by_name(uninterrupted, tmp_path, settings, said):
+    run(uninterrupted[0], tmp_path, **{"epochs": 2, "about": {"profile": "mini"}})
+    with pytest.raises(ValueError, match=said):
+        run(uninterrupted[0], tmp_path, **{"epochs": 2, "about": {"profile": "mini"}, **settings})
+
+
+def test_another_shape_is_refused_by_name(uninterrupted, tmp_path):
+    run(uninterrupted[0], tmp_path, epochs=1)
+    pairs = Pairs(CaptionedImages(uninterrupted[0], "val2017"))
+    settings = {"batch_size": 4, "image_lr": 1e-3, "text_lr": 1e-3, "every": 2, "best": "dev_recall@1"}
+    wide = CLIP(16, 16, embed_dim=12, image_tower=image_tower(), text_tower=text_tower(), logit_bias=-10.0)
+    with pytest.raises(ValueError, match=r"image_head.1.bias of shape \[8\], this model has \[12\]"):
+        fit(wide, pairs, pairs, epochs=1, checkpoints=tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_file_is_named(uninterrupted, tmp_path, name):
+    run(uninterrupted[0], tmp_path, epochs=1)
+    (path,) = tmp_path.glob("step-00000003")
+    (path / name).write_bytes(b"\x80\x04not what it should be")
+    with pytest.raises(ValueError, match=f"{path.name}.*Delete"):
+        run(uninterrupted[0], tmp_path, epochs=1)
+
+
+def test_another_number_of_threads_is_said_not_refused(uninterrupted, tmp_path, capsys):
+    run(uninterrupted[0], tmp_path, epochs=1)
+    state = max(tmp_path.glob("step-*/state.json"))
+    state.write_text(state.read_text().replace('"threads": ', '"threads": 9'))
+    run(uninterrupted[0], tmp_path, epochs=1)
+    assert "threads, now there are" in capsys.readouterr().out
+
+
+def test_folders_of_a_killed_write_are_swept(uninterrupted, tmp_path):
+    (tmp_path / "step-00000002.partial").mkdir()
+    (tmp_path / "best-0001.partial").write_bytes(b"half")
+    run(uninterrupted[0], tmp_path, epochs=1)
+    assert not list(tmp_path.glob("*.partial"))
