@@ -1,13 +1,14 @@
 # make course   creates .venv, installs, executes every notebook into build/notebooks/
 # make test     all tests              make lab      opens JupyterLab
 # make outputs  executes the notebooks in place, as committed; ONLY="03 06" picks some
+# make study    the experiments too long for a notebook: hours; goes on where it was stopped
 # make readme   README's results       make bench    benchmarks      make clean   removes what was made
 PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 RUN := $(BIN)/python tools/run_notebooks.py $(if $(ONLY),--only $(ONLY))
 
-.PHONY: course test lab outputs readme bench clean
+.PHONY: course test lab outputs study readme bench clean
 
 course: .venv/installed
 	@mkdir -p build && ln -sfn ../assets build/assets
@@ -21,6 +22,9 @@ lab: .venv/installed
 
 outputs: .venv/installed
 	@$(RUN) --in-place
+
+study: .venv/installed
+	@$(BIN)/python -m helpers.study
 
 readme: .venv/installed
 	@$(BIN)/python tools/readme_table.py

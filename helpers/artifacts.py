@@ -17,7 +17,7 @@ from helpers import minicoco
 from helpers.coco import CaptionedImages, load_split
 from helpers.embeddings import Embeddings, extract_embeddings
 from helpers.encoders import ImageTower, TextTower, load_towers, weights_digest
-from helpers.model import CLIP, load_heads, save_heads
+from helpers.model import CLIP, load_heads, load_model, save_heads
 from helpers.profiles import Profile, machine, pick_device, write_atomically
 from helpers.scenes import draw
 from helpers.training import fit
@@ -82,9 +82,22 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     return model.eval()
 
 
+def finetuned(profile: Profile) -> CLIP | None:
+    """The fine-tuned model that is kept in `profile.trained`, in evaluation mode on the best device; None without one.
+
+    mini's has a tuned image tower under the text tower of the profile, so that it is small enough to be committed.
+    """
+    folder = Path(profile.trained, "finetuned")
+    if not (folder / "heads.json").is_file():
+        return None
+    return load_model(folder, *towers(profile), profile.max_length)[0].to(pick_device())
+
+
 def models(profile: Profile) -> dict[str, list[CLIP]]:
     """What there is to evaluate, by name as in the results, one model a seed."""
-    return {"projection": [heads(profile, profile.seed + k) for k in range(profile.seeds)]}
+    found = {"projection": [heads(profile, profile.seed + k) for k in range(profile.seeds)]}
+    tuned = finetuned(profile)
+    return found if tuned is None else {**found, "finetuned-image": [tuned]}
 
 
 def save_results(profile: Profile, notebook: str, metrics: dict, seconds: float) -> Path:

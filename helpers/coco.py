@@ -364,9 +364,9 @@ def _read_probe(root, name) -> LabelledImages:
     return LabelledImages(paths, labels, instances.names, colours if all(colours) else None)
 
 
-def object_crops(profile, limit: int = 1000) -> LabelledImages:
-    """Squares around the one object that covers a tenth or more of a val photograph, where the square fits into it."""
-    images = load_split(profile, "val")
+def object_crops(profile, split: str = "val", limit: int = 1000) -> LabelledImages:
+    """Squares around the one object that covers a tenth or more of a photograph, where the square fits into it."""
+    images = load_split(profile, split)
     instances = Instances(profile.data, f"instances_{images.folder}.json")
     paths, labels, squares = [], [], []
     for i, image_id in enumerate(images.image_ids):

@@ -167,7 +167,20 @@ def study(profile: Profile) -> Path:
                 write_atomically(path, json.dumps(one_run(profile, name, seed, folder), indent=1))
             runs[name].append(json.loads(path.read_text()))
             write_results(profile, runs)
+    keep_best(profile)
     return write_results(profile, runs)
+
+
+def keep_best(profile: Profile, name: str = "finetuned-image") -> Path:
+    """Put the run of `name` that is best on dev where `artifacts.finetuned` looks: in assets/ for mini."""
+    rows = [json.loads(path.read_text()) for path in sorted((profile.cache / "study").glob(f"{name}-*.json"))]
+    best = max(rows, key=lambda row: max(epoch["dev_recall@1"] for epoch in row["history"]))
+    kept, partial = profile.trained / "finetuned", profile.trained / ".finetuned.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(profile.cache / "study" / f"{name}-{best['seed']}", partial)
+    shutil.rmtree(kept, ignore_errors=True)
+    partial.rename(kept)
+    return kept
 
 
 def write_results(profile: Profile, runs: dict) -> Path:

@@ -8,106 +8,39 @@ was killed goes on as if it had not been, and two runs with one seed see the sam
 
 from __future__ import annotations
 
+import argparse
 import math
 import signal
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 from tqdm import tqdm
 
+from helpers import minicoco
 from helpers.checkpoints import Checkpoints
-from helpers.coco import draw_captions, splitmix64, visiting_order
-from helpers.embeddings import embed_images, embed_texts, prefetch
+from helpers.coco import load_split, splitmix64
+from helpers.embeddings import extract_embeddings
+from helpers.encoders import load_towers
 from helpers.evaluation import ranks
 from helpers.large_batch import cached_backward, gathered_clip_loss, ring_siglip_loss
 from helpers.losses import clip_loss, siglip_loss
-from helpers.model import MAX_LOGIT_SCALE, evaluating, training_mode
-from helpers.profiles import pick_device
+from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, evaluating, save_model, training_mode
+from helpers.pairs import Pairs
+from helpers.profiles import get_profile, pick_device
 
-CROP, DROPOUT = 3, 4  # what a hash decides, beside those in coco.py
-KEPT = 0.85  # at least this much of each side of a picture is left by a random crop
+DROPOUT = 4  # what a hash decides, beside those in coco.py and pairs.py
 LOWER = (
     "Lower, in this order: chunk (gradient caching: say 32; the batch stays), then gradient_checkpointing=True, then "
     "max_length of the captions, then batch_size, which changes what is learned."
 )
-
-
-class Pairs:
-    """Images with their captions, to train on: each side raw, or as the features that its frozen tower made.
-
-    images: CaptionedImages, or None; embeds: Embeddings of the same images, or None. At least one of the two.
-    """
-
-    def __init__(self, images=None, embeds=None):
-        source = embeds if images is None else images
-        self.images, self.embeds, self.image_ids = images, embeds, np.asarray(source.image_ids)
-        if images is not None and embeds is not None and not np.array_equal(images.image_ids, embeds.image_ids):
-            raise ValueError("the features are not those of these images: extract them from the same subset")
-        self.owner = embeds.owner.numpy() if images is None else np.repeat(np.arange(len(images)), images.counts)
-        self.counts = np.bincount(self.owner, minlength=len(self.image_ids))  # captions per image, [N]
-        if not self.counts.all():
-            raise ValueError(f"image {self.image_ids[self.counts.argmin()]} has no caption: leave such images out")
-        # Embeddings list captions in any order: rows[starts[i]] … are those of image i.
-        self.rows, self.starts = np.argsort(self.owner, kind="stable"), self.counts.cumsum() - self.counts
-
-    def __len__(self):
-        return len(self.image_ids)
-
-    def batches(self, model, raw, seed, epoch, batch_size, which, part=(0, 1)):
-        """The batches of an epoch whose numbers are in `which`; one caption an image.
-
-        raw: the sides, of "image" and "text", that are read as pictures and words; `part` (k, n): the k-th of n parts.
-        """
-        order, picked = visiting_order(seed, epoch, self.image_ids), self.captions(seed, epoch)
-        batches = [order[k * batch_size : (k + 1) * batch_size] for k in which]
-        batches = [np.split(batch, part[1])[part[0]] for batch in batches]
-
-        def pictures(batch):
-            return torch.stack([self.picture(i, model.image_tower, seed, epoch) for i in batch])
-
-        loaded = prefetch(pictures, batches) if "image" in raw else map(self.image_features, batches)
-        with closing(loaded) if "image" in raw else nullcontext():
-            for batch, images in zip(batches, loaded, strict=True):
-                result = {"image_ids": torch.as_tensor(self.image_ids[batch])}  # [B]
-                result["pixel_values" if "image" in raw else "image_features"] = images  # uint8 [B, 3, S, S] or [B, D]
-                if "text" in raw:
-                    told = [self.images.captions(i)[picked[i] - self.starts[i]] for i in batch]
-                    yield result | model.text_tower.tokenize(told)  # [B, T]
-                else:
-                    yield result | {"text_features": self.embeds.text_embeds[self.rows[picked[batch]]].float()}
-
-    def image_features(self, batch):
-        return self.embeds.image_embeds[batch].float()
-
-    def captions(self, seed, epoch):
-        """The caption that each image shows in an epoch, as a position in `rows`: int64 [N]."""
-        return self.starts + draw_captions(seed, epoch, self.image_ids, self.counts)
-
-    def picture(self, i, tower, seed, epoch):
-        """Image i as the tower wants it, uint8 [3, S, S], cut out of the whole at random: a little else each epoch."""
-        image = self.images.image(int(i), tower.size)
-        dice = splitmix64(CROP, seed, epoch, self.image_ids[i], [0, 1, 2, 3]) / 2.0**64  # uniform in [0, 1)
-        size = np.array(image.size)
-        side = size * (KEPT + (1 - KEPT) * dice[:2])
-        corner = (size - side) * dice[2:]
-        return tower.preprocess(image, (*corner, *(corner + side)))
-
-    def features(self, model, raw):
-        """Features of all images [N, D] and captions [M, D], and for each caption its image [M]; raw sides anew."""
-        images = self.images if "image" in raw else self.embeds.image_embeds
-        if "image" in raw:
-            images = embed_images(model.image_tower, self.images)
-        if "text" in raw:
-            texts, owner = self.images.all_captions()
-            return images, embed_texts(model.text_tower, texts), torch.as_tensor(owner)
-        return images, self.embeds.text_embeds, self.embeds.owner
 
 
 def parameter_groups(model, lr, image_lr=0.0, text_lr=0.0, weight_decay=0.1):
@@ -198,9 +131,9 @@ def fit(
     "fp16", or None for what the device is good at. best: what decides, "dev_loss" or "dev_recall@1"; patience: epochs
     without a better one before training ends. checkpoints: a folder, written every `every` steps and after each epoch;
     a run that finds its own there goes on from it. about: a dict that the checkpoints must agree on, say the profile.
-    tracker: "tensorboard", "wandb", … as accelerate names them.
+    tracker: "tensorboard", "wandb", … as accelerate names them. on_epoch(row) may return True to end the training.
 
-    Returns the history: a list of rows, each also passed to on_epoch(row), with epoch, step, train_loss, dev_loss,
+    Returns the history: a list of rows, each also passed to on_epoch, with epoch, step, train_loss, dev_loss,
     dev_recall@1, dev_recall@5 (text to image), logit_scale (the logarithm), logit_bias, losses (one by one),
     images_per_second (by the median step), seconds. FloatingPointError names step and images where a loss is not
     finite. Ctrl-C ends the step, writes a checkpoint and says how to go on.
@@ -285,8 +218,8 @@ def fit(
                 state |= {"losses": [], "times": [], "history": [*state["history"], row]}
                 saved.save(state)
                 run.log({name: value for name, value in row.items() if name != "losses"}, step=state["step"])
-                if on_epoch is not None and run.is_main_process:
-                    on_epoch(row)
+                if on_epoch is not None and on_epoch(row):
+                    break
                 if interrupted:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -418,3 +351,58 @@ def interruptible():
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def main(argv=None) -> None:
+    """Train heads on cached features, then the towers named by --tune, and keep the model as one folder."""
+    parser = argparse.ArgumentParser("python -m helpers.training", description=main.__doc__)
+    parser.add_argument("--profile", help="smoke, mini, coco-val or coco (default: mini)")
+    parser.add_argument("--loss", choices=("clip", "siglip"), default="clip")
+    parser.add_argument("--tune", choices=("both", "image", "text", "heads"), default="both", help="what is not locked")
+    parser.add_argument("--epochs", type=int, help="of fine-tuning; the profile says how many by default")
+    parser.add_argument("--batch-size", type=int, help="pairs a loss compares, over all processes")
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the heads while towers are tuned")
+    parser.add_argument("--image-lr", type=float, help="of the image tower")
+    parser.add_argument("--text-lr", type=float, help="of the text tower")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches whose gradients a step adds up")
+    parser.add_argument("--chunk", type=int, help="pairs held at once: gradient caching")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="default: what the device is good at")
+    parser.add_argument("--every", type=int, default=200, help="steps between two checkpoints")
+    parser.add_argument("--tracker", help="tensorboard, wandb, …")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--output", type=Path, help="folder of the model and its checkpoints")
+    args = parser.parse_args(argv)
+
+    profile = get_profile(args.profile)
+    seed = profile.seed if args.seed is None else args.seed
+    output = args.output or profile.cache / f"{args.loss}-{args.tune}-{seed}"
+    if profile.rendered:
+        minicoco.render(profile)
+    images = {split: load_split(profile, split) for split in ("train", "dev")}
+    towers = load_towers(profile)
+    splits = [
+        Pairs(part, extract_embeddings(*towers, part, profile.cache, profile.batch_size)) for part in images.values()
+    ]
+    torch.manual_seed(seed)
+    start = SIGLIP_START if args.loss == "siglip" else {}
+    model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers, **start)
+    shared = {"seed": seed, "precision": args.precision, "about": {"profile": profile.name}, "tracker": args.tracker}
+    fit(model, *splits, epochs=profile.head_epochs, patience=10, checkpoints=output / "heads", **shared)
+    if args.tune != "heads":
+        image_lr = (profile.image_lr if args.image_lr is None else args.image_lr) * (args.tune in ("both", "image"))
+        text_lr = (profile.text_lr if args.text_lr is None else args.text_lr) * (args.tune in ("both", "text"))
+        fit(
+            model, *splits, epochs=args.epochs or profile.tune_epochs, batch_size=args.batch_size or profile.batch_size,
+            lr=args.lr, image_lr=image_lr, text_lr=text_lr, accumulate=args.accumulate, chunk=args.chunk,
+            gradient_checkpointing=args.gradient_checkpointing, best="dev_recall@1",
+            checkpoints=output / "towers", every=args.every, **shared,
+        )  # fmt: skip
+    tuned = {"both": ("image_tower", "text_tower"), "image": ("image_tower",), "text": ("text_tower",), "heads": ()}
+    if PartialState().is_main_process:
+        save_model(model.cpu(), output / "model", shared["about"] | {"seed": seed}, tuned[args.tune])
+        print(f"The model is in {output / 'model'}.")
+
+
+if __name__ == "__main__":
+    main()
