@@ -196,6 +196,92 @@ def recall(found) -> str:
     return "with five captions an image has five chances; keeping one of them is another task, with lower numbers."
 
 
+def clipping(clip) -> str:
+    """`clip(gradients, most)` → the tensors, scaled together so that their common length is at most `most`."""
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[2.0], [math.sqrt(12)]])]  # of lengths 3 and 4, 5 together
+    result = list(clip([g.clone() for g in gradients], 1.0))
+    assert [tuple(g.shape) for g in result] == [(2,), (2, 1)], "each tensor keeps its shape; return them as a list."
+    alone = [g / g.norm() for g in gradients]
+    assert not all(torch.allclose(r, a, atol=1e-4) for r, a in zip(result, alone, strict=True)), (
+        "you clip each tensor alone: that turns the whole gradient. One factor for all of them."
+    )
+    assert not all(torch.equal(r, g.clamp(-1, 1)) for r, g in zip(result, gradients, strict=True)), (
+        "you clip each number: that changes the direction. Make the whole vector shorter."
+    )
+    length = math.sqrt(sum(float(g.square().sum()) for g in result))
+    assert not math.isclose(length, 5 / 7, abs_tol=1e-3), "lengths do not add up: 3 and 4 together are 5. Add squares."
+    assert all(torch.allclose(r, g / 5, atol=1e-4) for r, g in zip(result, gradients, strict=True)), (
+        f"3 and 4 together have length 5, which should become 1; yours is {length:.3f} long."
+    )
+    short = list(clip([g / 10 for g in gradients], 1.0))
+    assert all(torch.allclose(r, g / 10, atol=1e-4) for r, g in zip(short, gradients, strict=True)), (
+        "a gradient of length 0.5 is short enough: leave it, the factor is never above 1."
+    )
+    return "one factor for all parameters: the step gets shorter and keeps its direction."
+
+
+def paired_difference(difference) -> str:
+    """`difference(after, before)`, one number a seed → (mean difference, its standard error)."""
+    after, before = [0.62, 0.70, 0.66], [0.60, 0.66, 0.63]  # differences 0.02, 0.04, 0.03
+    mean, error = (float(value) for value in difference(after, before))
+    assert not math.isclose(mean, -0.03, abs_tol=1e-6), "the sign: after less before, so that a gain is positive."
+    assert math.isclose(mean, 0.03, abs_tol=1e-6), f"the differences are 0.02, 0.04, 0.03; your mean is {mean:.4f}."
+    unpaired = math.sqrt((np.var(after, ddof=1) + np.var(before, ddof=1)) / 3)
+    assert not math.isclose(error, unpaired, rel_tol=0.02), (
+        "that is the error of two unrelated groups. Subtract seed by seed first: what both share cancels."
+    )
+    assert not math.isclose(error, 0.01, rel_tol=0.02), "single seeds scatter like that; their mean scatters less: √n."
+    assert not math.isclose(error, math.sqrt(0.0002) / 3, rel_tol=0.02), "the spread of a sample: ddof=1, over n − 1."
+    assert math.isclose(error, 0.01 / math.sqrt(3), rel_tol=0.01), f"s/√n is 0.00577 here; you get {error:.5f}."
+    return "unpaired, the error would have been five times as large, and the same gain nothing to speak of."
+
+
+def training_bytes(needed) -> str:
+    """`needed(trained, frozen)` → bytes of weights, gradients and AdamW's moments in 32-bit floats."""
+    a, b = float(needed(1000, 0)), float(needed(0, 1000))
+    assert a not in (4, 16) or b not in (4, 16), "for that many numbers, not for one."
+    assert b != 16_000, "a frozen number has no gradient, and AdamW keeps nothing for it."
+    assert b == 4_000, f"a frozen number is there once, in 4 bytes; you get {b:,.0f} bytes for 1,000 of them."
+    assert a != 12_000, "one is missing: the weight, its gradient, and *two* means in AdamW."
+    assert a != 8_000, "AdamW's two running means are missing, of the gradient and of its square."
+    assert a == 16_000, f"four numbers of 4 bytes for each trained one; you get {a:,.0f} bytes for 1,000 of them."
+    assert needed(1000, 1000) == 20_000, "both kinds add up."
+    return "16 bytes against 4: 200 million trained numbers fill 3.2 GB before the first picture has come in."
+
+
+def one_sigmoid_pair(loss) -> str:
+    """The sigmoid loss of one pair at cosine 0, t = 10, b = −10: −ln σ(−10)."""
+    assert not math.isclose(loss, 0), "0 is InfoNCE's answer, which has nothing to compare. Here one question is left."
+    assert not math.isclose(loss, math.log(2), abs_tol=0.01), "ln 2 is the price at logit 0. What is the logit here?"
+    assert loss > 0, "a loss is minus a logarithm of a probability. It cannot be negative."
+    assert not math.isclose(loss, math.log1p(math.exp(-10)), rel_tol=0.1), "that is the price of a no. Right is yes."
+    assert math.isclose(loss, math.log1p(math.exp(10)), abs_tol=0.01), "the logit is 10·0 − 10. What is −ln σ(−10)?"
+    return "about 10, the bias turned round. Alone, a pair still teaches, but only one thing: to say yes to everything."
+
+
+def calm(bias) -> str:
+    """`calm(n)` → the bias at which step 0 costs least, all cosines being 0."""
+    for n in (2, 16, 1024, 32768):
+        right, found = -math.log(n - 1), float(bias(n))
+        assert n == 2 or not math.isclose(found, -right), "the sign: most pairs are no pairs, so the bias is negative."
+        assert not math.isclose(found, -math.log(n)), "nearly. σ(b) = 1/n: how large is the odds 1/n : (1 − 1/n)?"
+        assert not math.isclose(found, -10), "−10 is right for one batch size only. Let it depend on n."
+        assert math.isclose(found, right, abs_tol=1e-6), (
+            f"for n = {n} you get {found:.3f}. Set the slope −1/(1 + eᵇ) + (n − 1)·eᵇ/(1 + eᵇ) to zero."
+        )
+    return "at that bias every answer starts as 1/n, the share of true pairs, and push and pull are in balance."
+
+
+def shift(add) -> str:
+    """`add(n, m)` → what to add to logits that were trained in batches of n and are used in batches of m."""
+    assert math.isclose(add(64, 64), 0, abs_tol=1e-9), "with m = n nothing changes: the shift is 0."
+    right, found = math.log(255 / 15), float(add(256, 16))
+    assert not math.isclose(found, -right), "the sign: in a smaller batch a pair is less rare, so logits must rise."
+    assert not math.isclose(found, math.log(256 / 16)), "nearly: it is the odds that count, 1 to n − 1."
+    assert math.isclose(found, right), f"shift(256, 16) is calm(16) − calm(256) = {right:.3f}; you get {found:.3f}."
+    return "what was learned about pairs stays; only how rare they are has changed."
+
+
 def template(text) -> str:
     """A prompt template: a sentence with one {} where the class name goes."""
     assert isinstance(text, str), f"a template is a string; yours is a {type(text).__name__}."
@@ -205,6 +291,30 @@ def template(text) -> str:
     named = [name for name in CATEGORIES if re.search(rf"\b{name}s?\b", text.lower())]
     assert not named, f"it names another class ({named[0]}), and will pull every picture towards it."
     return "what the words add alike to all classes changes no winner; an ensemble averages out what they add unevenly."
+
+
+def local_loss(losses) -> str:
+    """InfoNCE of untrained heads in 8 processes of 64 pairs: (own negatives only, gathered)."""
+    own, gathered = (float(value) for value in losses)
+    assert not math.isclose(own, gathered), "the two differ: how many captions is a picture compared with in each case?"
+    assert gathered > own, "the other way round: more captions to choose from are a harder question."
+    assert math.isclose(own, math.log(64), abs_tol=0.05), "alone, a process has 64 captions. A blind guess costs ln n."
+    assert not math.isclose(gathered, 8 * own, rel_tol=0.02), "losses are averaged, not added. It is n that grows."
+    assert math.isclose(gathered, math.log(512), abs_tol=0.05), "gathered, each picture chooses among 8 × 64 captions."
+    return "ln 64 = 4.16 against ln 512 = 6.24: a first loss that is too low tells you that nothing is gathered."
+
+
+def ring_round(texts_at) -> str:
+    """`texts_at(rank, k, world)` → whose texts process `rank` holds in round k, each handing on to rank + 1."""
+    for rank, world in ((1, 4), (0, 4), (2, 3), (0, 1)):
+        held, right = [texts_at(rank, k, world) for k in range(world)], [(rank - k) % world for k in range(world)]
+        assert held[0] == rank, f"in round 0 each has its own: process {rank} says {held[0]}."
+        assert set(held) <= set(range(world)), f"there are processes 0 to {world - 1}; you get {held}. Use % world."
+        assert held == right or held != [(rank + k) % world for k in range(world)], (
+            "that is the other way round: they are handed to rank + 1, so what arrives comes from rank − 1."
+        )
+        assert held == right, f"process {rank} of {world} holds {right} in rounds 0, 1, …; you get {held}."
+    return "after `world` rounds each has met all texts once, and the next move brings everything home."
 
 
 CHECKS = {
@@ -219,7 +329,15 @@ CHECKS = {
     "03-one-pair": one_pair,
     "03-untrained": untrained,
     "03-temperature": temperature,
+    "04-clip": clipping,
+    "04-paired": paired_difference,
+    "04-bytes": training_bytes,
+    "05-one-pair": one_sigmoid_pair,
+    "05-calm": calm,
+    "05-shift": shift,
     "06-recall": recall,
     "06-arange": arange,
     "06-prompt": template,
+    "08-local": local_loss,
+    "08-ring": ring_round,
 }

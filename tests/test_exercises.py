@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,16 @@ def captions_ask(similarity, owner, k):
     return (similarity.T.topk(min(k, len(similarity)), dim=1).indices == owner[:, None]).any(dim=1).float().mean()
 
 
+def clip(gradients, most, down_only=True):
+    length = torch.cat([g.flatten() for g in gradients]).norm()
+    return [g * (min(1, most / length) if down_only else most / length) for g in gradients]
+
+
+def difference(after, before, ddof=1, root=True):
+    d = np.subtract(after, before)
+    return d.mean(), d.std(ddof=ddof) / (math.sqrt(len(d)) if root else 1)
+
+
 RIGHT = {
     "00-chance": 5 / 1000,
     "00-diagonal": lambda similarity: (similarity.argmax(dim=1) == torch.arange(len(similarity))).float().mean(),
@@ -70,9 +81,17 @@ RIGHT = {
     "03-one-pair": 0,
     "03-untrained": math.log(512),
     "03-temperature": lambda similarities, temperature: torch.softmax(similarities / temperature, dim=1),
+    "04-clip": clip,
+    "04-paired": difference,
+    "04-bytes": lambda trained, frozen: 16 * trained + 4 * frozen,
+    "05-one-pair": math.log(1 + math.exp(10)),
+    "05-calm": lambda n: -math.log(n - 1),
+    "05-shift": lambda n, m: math.log((n - 1) / (m - 1)),
     "06-recall": any_caption,
     "06-arange": lambda logits, labels: (logits.argmax(1) == labels).float().mean(),
     "06-prompt": "a drawing of a {}",
+    "08-local": (math.log(64), math.log(512)),
+    "08-ring": lambda rank, k, world: (rank - k) % world,
 }
 WRONG = [
     ("00-chance", 0.5, "per cent"),
@@ -105,6 +124,38 @@ WRONG = [
     ("03-temperature", lambda s, t: torch.softmax(s * t, 1), "Divide"),
     ("03-temperature", lambda s, t: torch.softmax(s / t, 0), "sum to 1"),
     ("03-temperature", lambda s: s, "TypeError"),
+    ("04-clip", lambda gradients, most: torch.cat([g.flatten() for g in gradients]), "shape"),
+    ("04-clip", lambda gradients, most: [g * min(1, most / g.norm()) for g in gradients], "each tensor alone"),
+    ("04-clip", lambda gradients, most: [g.clamp(-most, most) for g in gradients], "each number"),
+    ("04-clip", lambda gradients, most: [g / sum(h.norm() for h in gradients) for g in gradients], "Add squares"),
+    ("04-clip", lambda gradients, most: gradients, "should become 1"),
+    ("04-clip", lambda gradients, most: clip(gradients, most, down_only=False), "short enough"),
+    ("04-paired", lambda after, before: difference(before, after), "sign"),
+    ("04-paired", lambda after, before: (0.05, 0.01), "your mean"),
+    ("04-paired", lambda a, b: (0.03, math.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 3)), "unrelated"),
+    ("04-paired", lambda after, before: difference(after, before, root=False), "√n"),
+    ("04-paired", lambda after, before: difference(after, before, ddof=0), "n − 1"),
+    ("04-paired", lambda after, before: (0.03, 0.02), "s/√n"),
+    ("04-bytes", lambda trained, frozen: 16, "not for one"),
+    ("04-bytes", lambda trained, frozen: 16 * (trained + frozen), "keeps nothing"),
+    ("04-bytes", lambda trained, frozen: 16 * trained, "there once"),
+    ("04-bytes", lambda trained, frozen: 12 * trained + 4 * frozen, "two"),
+    ("04-bytes", lambda trained, frozen: 8 * trained + 4 * frozen, "running means"),
+    ("04-bytes", lambda trained, frozen: 4 * trained + 4 * frozen, "four numbers"),
+    ("04-bytes", lambda trained, frozen: max(16 * trained, 4 * frozen), "add up"),
+    ("05-one-pair", 0, "InfoNCE"),
+    ("05-one-pair", math.log(2), "logit 0"),
+    ("05-one-pair", -10, "negative"),
+    ("05-one-pair", 4.5e-5, "price of a no"),
+    ("05-one-pair", 5, "10·0"),
+    ("05-calm", lambda n: math.log(n - 1), "sign"),
+    ("05-calm", lambda n: -math.log(n), "nearly"),
+    ("05-calm", lambda n: -10, "depend on n"),
+    ("05-calm", lambda n: -2.71, "slope"),
+    ("05-shift", lambda n, m: 1.0, "nothing changes"),
+    ("05-shift", lambda n, m: math.log((m - 1) / (n - 1)), "sign"),
+    ("05-shift", lambda n, m: math.log(n / m), "odds"),
+    ("05-shift", lambda n, m: 0.0, "calm(16)"),
     ("06-recall", share_of_captions, "share of its captions"),
     ("06-recall", first_caption_only, "first caption"),
     ("06-recall", captions_ask, "text→image"),
@@ -116,6 +167,15 @@ WRONG = [
     ("06-prompt", ["a {}"], "list"),
     ("06-arange", lambda logits, labels: (logits.argmax(1) == torch.arange(6)).float().mean(), "arange"),
     ("06-arange", lambda logits, labels: 100 * (logits.argmax(1) == labels).float().mean(), "between 0 and 1"),
+    ("08-local", (math.log(64), math.log(64)), "differ"),
+    ("08-local", (math.log(512), math.log(64)), "other way round"),
+    ("08-local", (1.0, 6.0), "blind guess"),
+    ("08-local", (math.log(64), 8 * math.log(64)), "averaged"),
+    ("08-local", (math.log(64), 5.0), "8 × 64"),
+    ("08-ring", lambda rank, k, world: (rank + k) % world, "other way round"),
+    ("08-ring", lambda rank, k, world: k, "round 0"),
+    ("08-ring", lambda rank, k, world: rank - k, "% world"),
+    ("08-ring", lambda rank, k, world: rank, "holds"),
 ]
 
 

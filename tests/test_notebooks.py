@@ -16,7 +16,9 @@ EXPECTED = [
     "01_coco_captions.ipynb",
     "02_embedding_extraction.ipynb",
     "03_projection_training.ipynb",
+    "05_siglip_loss.ipynb",
     "06_zero_shot_and_retrieval.ipynb",
+    "08_scaling_out.ipynb",
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SETUP = (ROOT / "tools/setup_cell.py").read_text(encoding="utf-8").strip()
