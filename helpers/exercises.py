@@ -259,7 +259,7 @@ def one_sigmoid_pair(loss) -> str:
     return "about 10, the bias turned round. Alone, a pair still teaches, but only one thing: to say yes to everything."
 
 
-def calm(bias) -> str:
+def calm_bias(bias) -> str:
     """`calm(n)` → the bias at which step 0 costs least, all cosines being 0."""
     for n in (2, 16, 1024, 32768):
         right, found = -math.log(n - 1), float(bias(n))
@@ -272,7 +272,7 @@ def calm(bias) -> str:
     return "at that bias every answer starts as 1/n, the share of true pairs, and push and pull are in balance."
 
 
-def shift(add) -> str:
+def bias_shift(add) -> str:
     """`add(n, m)` → what to add to logits that were trained in batches of n and are used in batches of m."""
     assert math.isclose(add(64, 64), 0, abs_tol=1e-9), "with m = n nothing changes: the shift is 0."
     right, found = math.log(255 / 15), float(add(256, 16))
@@ -333,8 +333,8 @@ CHECKS = {
     "04-paired": paired_difference,
     "04-bytes": training_bytes,
     "05-one-pair": one_sigmoid_pair,
-    "05-calm": calm,
-    "05-shift": shift,
+    "05-calm": calm_bias,
+    "05-shift": bias_shift,
     "06-recall": recall,
     "06-arange": arange,
     "06-prompt": template,
