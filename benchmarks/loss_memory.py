@@ -86,22 +86,27 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from here
 
 
+def timed(run) -> float:
+    """Seconds that a call takes, a GPU's work included."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def measure(case: str, way: str, n: int) -> dict:
     """Peak bytes of a first run, then the median seconds of three more (of one for the largest batch)."""
     prepare(case, way, 2 * CHUNK)()  # threads and kernels are there
-    run, seconds = prepare(case, way, n), []
+    run = prepare(case, way, n)
     mallopt(MMAP_THRESHOLD, 2**20)  # freed memory goes back at once, so that the peak is what was needed
     before = memory("VmRSS")
     forget_peak()
-    run()
+    first = timed(run)
     peak = memory("VmHWM") - before
     mallopt(MMAP_THRESHOLD, 2**25)  # and stays at hand, as glibc keeps it, while the clock runs
-    for _ in range(3 if n < BATCHES[-1] else 1):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+    again = 3 if n < BATCHES[-1] else int("chunked" in way)  # squares of a gigabyte are the system's own either way
+    seconds = [timed(run) for _ in range(again)] or [first]
     return {"peak_bytes": peak, "seconds": float(np.median(seconds))}
 
 
