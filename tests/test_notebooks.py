@@ -16,6 +16,7 @@ EXPECTED = [
     "01_coco_captions.ipynb",
     "02_embedding_extraction.ipynb",
     "03_projection_training.ipynb",
+    "04_full_finetuning.ipynb",
     "05_siglip_loss.ipynb",
     "06_zero_shot_and_retrieval.ipynb",
     "08_scaling_out.ipynb",
