@@ -10,6 +10,9 @@ import subprocess
 import sys
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from helpers.model import CLIP
@@ -39,8 +42,8 @@ def dual_encoder(image_config=None, text_config=None, embed_dim: int = 512) -> C
     """A CLIP over towers of these shapes; by default ViT-B/16 and BERT-base."""
     towers = Tower(image_config or ViTConfig(), True), Tower(text_config or BertConfig(), False)
     model = CLIP(towers[0].dim, towers[1].dim, embed_dim, *towers)
-    for parameter in model.parameters():
-        parameter.data.zero_()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()
     return model
 
 
@@ -53,19 +56,22 @@ def batch_for(model: CLIP, size: int, tokens: int = TOKENS) -> dict:
 
 def activation_bytes(model: CLIP, batch: dict, amp: bool = False) -> int:
     """Bytes that autograd keeps for the backward pass of a batch: without the weights, every tensor once."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes(), tensor  # the tensor too: a freed address may come back
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes(), tensor  # the tensor too: a freed address may come back
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            outputs = model.train()(batch)
-        del outputs
+    with FakeTensorMode() as sizes:  # tensors that know their sizes and hold no numbers: nothing is computed
+        weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        weights, batch = tree_map_only(torch.Tensor, sizes.from_tensor, (weights, batch))
+        own = {tensor.untyped_storage()._cdata for tensor in weights.values()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                outputs = functional_call(model.train(), weights, (batch,))
+            del outputs
     return sum(size for size, _ in kept.values())
 
 

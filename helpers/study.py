@@ -131,9 +131,10 @@ def tuning(profile: Profile, image: bool = True, text: bool = True) -> dict:
     return {
         "epochs": profile.tune_epochs,
         "batch_size": profile.batch_size,
-        "lr": 5e-4,
+        "lr": 3e-4,
         "image_lr": profile.image_lr * image,
         "text_lr": profile.text_lr * text,
+        "patches": 0.5 if image else 1.0,
         "best": "dev_recall@1",
     }
 

@@ -9,6 +9,7 @@ was killed goes on as if it had not been, and two runs with one seed see the sam
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import signal
 import sys
@@ -34,7 +35,7 @@ from helpers.large_batch import cached_backward, gathered_clip_loss, ring_siglip
 from helpers.losses import clip_loss, siglip_loss
 from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, evaluating, save_model, training_mode
 from helpers.pairs import Pairs
-from helpers.profiles import get_profile, pick_device
+from helpers.profiles import get_profile, pick_device, write_atomically
 
 DROPOUT = 4  # what a hash decides, beside those in coco.py and pairs.py
 LOWER = (
@@ -62,7 +63,7 @@ def parameter_groups(model, lr, image_lr=0.0, text_lr=0.0, weight_decay=0.1):
 def warmup_cosine(step, warmup, total):
     """Learning-rate factor at a step, from 0: linear to 1 over `warmup` steps, then half a cosine to 0 at `total`."""
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1.0, (step + 1) / warmup)
     return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
@@ -115,6 +116,7 @@ def fit(
     seed=0,
     precision=None,
     gradient_checkpointing=False,
+    patches=1.0,
     checkpoints=None,
     every=None,
     keep=2,
@@ -128,10 +130,12 @@ def fit(
     (AdamW; 0 locks a tower); they rise over the share `warmup` of all steps, then fall along a cosine to 0.
     batch_size: pairs a loss compares, over all processes; accumulate: losses a step adds up; chunk: pairs whose
     activations are held at once (gradient caching); clip: largest norm of the gradient. precision: "no", "bf16",
-    "fp16", or None for what the device is good at. best: what decides, "dev_loss" or "dev_recall@1"; patience: epochs
-    without a better one before training ends. checkpoints: a folder, written every `every` steps and after each epoch;
-    a run that finds its own there goes on from it. about: a dict that the checkpoints must agree on, say the profile.
-    tracker: "tensorboard", "wandb", … as accelerate names them. on_epoch(row) may return True to end the training.
+    "fp16", or None for what the device is good at. patches: share of a picture's patches that the image tower sees in
+    a step, others each time; half of them costs half and keeps it from learning pictures by heart. best: what decides,
+    "dev_loss" or "dev_recall@1"; patience: epochs without a better one before training ends. checkpoints: a folder,
+    written every `every` steps and after each epoch; a run that finds its own there goes on from it. about: a dict that
+    the checkpoints must agree on, say the profile. tracker: "tensorboard", "wandb", … as accelerate names them.
+    on_epoch(row) may return True to end the training.
 
     Returns the history: a list of rows, each also passed to on_epoch, with epoch, step, train_loss, dev_loss,
     dev_recall@1, dev_recall@5 (text to image), logit_scale (the logarithm), logit_bias, losses (one by one),
@@ -156,7 +160,7 @@ def fit(
     settings = {
         "images": len(train), "epochs": epochs, "batch_size": batch_size, "lr": lr, "image_lr": image_lr,
         "text_lr": text_lr, "weight_decay": weight_decay, "betas": list(betas), "warmup": warmup, "clip": clip,
-        "accumulate": accumulate, "chunk": chunk, "best": best, "patience": patience, "seed": seed,
+        "accumulate": accumulate, "chunk": chunk, "patches": patches, "best": best, "patience": patience, "seed": seed,
         "precision": run.mixed_precision, "processes": run.num_processes,
         "loss": "clip" if model.logit_bias is None else "siglip", **(about or {}),
     }  # fmt: skip
@@ -202,7 +206,8 @@ def fit(
             while state["step"] < total and not is_over(state, best, patience):
                 epoch = len(state["history"]) + 1
                 with training_mode(model), without_dropout(model.image_tower, model.text_tower):
-                    train_epoch(epoch)
+                    with some_patches(model.image_tower, patches):
+                        train_epoch(epoch)
                 began = time.perf_counter()
                 row = {
                     "epoch": epoch, "step": state["step"], "train_loss": sum(state["losses"]) / epoch_losses,
@@ -324,6 +329,26 @@ def without_dropout(*towers):
             part.p = p
 
 
+@contextmanager
+def some_patches(tower, share):
+    """Inside, the ViT sees CLS and a random `share` of a picture's patches. Li et al. 2022, FLIP, section 3."""
+    if tower is None or share == 1:
+        yield
+        return
+
+    def keep(module, inputs, embedded):  # [B, 1 + N, D], positions already added
+        b, n, d = embedded.shape
+        kept = torch.rand(b, n - 1, device=embedded.device).argsort(dim=1)[:, : round(share * (n - 1))] + 1
+        kept = torch.cat([kept.new_zeros(b, 1), kept.sort(dim=1).values], dim=1)  # [B, 1 + share * N]
+        return embedded.gather(1, kept[:, :, None].expand(-1, -1, d))
+
+    hook = tower.model.embeddings.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class Interruption:
     """True once Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
 
@@ -388,11 +413,14 @@ def main(argv=None) -> None:
     start = SIGLIP_START if args.loss == "siglip" else {}
     model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers, **start)
     shared = {"seed": seed, "precision": args.precision, "about": {"profile": profile.name}, "tracker": args.tracker}
-    fit(model, *splits, epochs=profile.head_epochs, patience=10, checkpoints=output / "heads", **shared)
+    histories = {}
+    histories["heads"] = fit(
+        model, *splits, epochs=profile.head_epochs, patience=10, checkpoints=output / "heads", **shared
+    )
     if args.tune != "heads":
         image_lr = (profile.image_lr if args.image_lr is None else args.image_lr) * (args.tune in ("both", "image"))
         text_lr = (profile.text_lr if args.text_lr is None else args.text_lr) * (args.tune in ("both", "text"))
-        fit(
+        histories["towers"] = fit(
             model, *splits, epochs=args.epochs or profile.tune_epochs, batch_size=args.batch_size or profile.batch_size,
             lr=args.lr, image_lr=image_lr, text_lr=text_lr, accumulate=args.accumulate, chunk=args.chunk,
             gradient_checkpointing=args.gradient_checkpointing, best="dev_recall@1",
@@ -401,7 +429,8 @@ def main(argv=None) -> None:
     tuned = {"both": ("image_tower", "text_tower"), "image": ("image_tower",), "text": ("text_tower",), "heads": ()}
     if PartialState().is_main_process:
         save_model(model.cpu(), output / "model", shared["about"] | {"seed": seed}, tuned[args.tune])
-        print(f"The model is in {output / 'model'}.")
+        write_atomically(output / "history.json", json.dumps(histories, indent=1))
+        print(f"The model is in {output / 'model'}, its history beside it.")
 
 
 if __name__ == "__main__":

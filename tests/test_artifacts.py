@@ -1,28 +1,10 @@
 """Load-or-build: results files, means over seeds, the gallery, and heads that are rebuilt when the towers change."""
 
-import dataclasses
 import json
 
 import numpy as np
-import pytest
 
 from helpers import artifacts
-from helpers.profiles import get_profile
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The smoke profile with folders of its own."""
-    folder = tmp_path_factory.mktemp("smoke")
-
-    class Elsewhere(type(get_profile("smoke"))):
-        cache = folder / "cache"
-        trained = folder / "trained"
-        results = folder / "results"
-
-    profile = get_profile("smoke")
-    values = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
-    return Elsewhere(**{**values, "data": folder / "minicoco-smoke"})
 
 
 def test_over_seeds_is_mean_and_sample_deviation_with_chance_and_ceiling():

@@ -9,8 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
+from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
 
-from helpers.model import CLIP, ProjectionHead, evaluating, head_state, load_heads, save_heads, training_mode
+from helpers.model import (
+    CLIP,
+    SIGLIP_START,
+    ProjectionHead,
+    evaluating,
+    head_state,
+    load_heads,
+    load_model,
+    save_heads,
+    save_model,
+    training_mode,
+)
+from tests.tiny import image_tower, text_tower
 
 
 class Pixels(nn.Module):
@@ -205,3 +218,74 @@ def test_weights_of_another_save_are_refused(model, tmp_path):
     (tmp_path / "heads.safetensors").write_bytes(other)
     with pytest.raises(ValueError, match="not the file that"):
         load_heads(tmp_path)
+
+
+# SigLIP's bias, features in place of pictures and words, the whole model as one folder
+
+
+def test_only_a_siglip_model_has_a_bias(tmp_path):
+    assert CLIP(3, 4, 8).logit_bias is None and "logit_bias" not in CLIP(3, 4, 8).logits()
+    model = CLIP(3, 4, 8, **SIGLIP_START)
+    assert (model.logit_scale.item(), model.logit_bias.item()) == (pytest.approx(math.log(10)), -10.0)
+    assert set(model.logits()) == {"logit_scale", "logit_bias"} and "logit_bias" in dict(model.named_parameters())
+    model.logit_bias.data.fill_(-3.5)
+    save_heads(model, tmp_path, {})
+    assert load_heads(tmp_path)[0].logit_bias.item() == -3.5
+
+
+def test_forward_takes_features_of_a_frozen_tower(model):
+    model.eval()
+    batch = {"pixel_values": torch.rand(2, 3, 2, 2), **model.text_tower.tokenize(["ab", "c"])}
+    whole = model(batch)
+    image_features = model.image_tower(batch["pixel_values"])
+    text_features = model.text_tower(batch["input_ids"], batch["attention_mask"])
+    halves = model({"image_features": image_features, "text_features": text_features})
+    for name, tensor in whole.items():
+        assert halves[name].equal(tensor)
+
+
+def tuned_model():
+    torch.manual_seed(0)
+    return CLIP(16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower()).eval()
+
+
+def test_the_whole_model_is_one_folder_that_transformers_reads_too(tmp_path):
+    model = tuned_model()
+    save_model(model, tmp_path, {"run": 1})
+    loaded, meta = load_model(tmp_path, max_length=12)
+    assert meta == {"run": 1, "tuned": ["image_tower", "text_tower"]}
+    pictures, texts = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), ["a red dog", "two cats"]
+    with torch.no_grad():
+        assert loaded.encode_image(pictures).equal(model.encode_image(pictures))
+        assert loaded.encode_texts(texts).equal(model.encode_texts(texts))
+        vit = ViTModel.from_pretrained(tmp_path / "image_tower", add_pooling_layer=False).eval()
+        bert = BertModel.from_pretrained(tmp_path / "text_tower", add_pooling_layer=False).eval()
+        processor = ViTImageProcessor.from_pretrained(tmp_path / "image_tower")
+        tokens = BertTokenizerFast.from_pretrained(tmp_path / "text_tower")(texts, padding=True, return_tensors="pt")
+        pixels = processor(list(pictures), do_resize=False, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(vit(pixels).last_hidden_state[:, 0], model.image_tower(pictures))
+        states = bert(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        by_hand = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        torch.testing.assert_close(by_hand, model.text_tower(tokens["input_ids"], tokens["attention_mask"]))
+
+
+def test_a_tower_that_was_not_tuned_has_to_be_given(tmp_path):
+    model = tuned_model()
+    save_model(model, tmp_path, {}, tuned=["image_tower"])
+    assert not (tmp_path / "text_tower").exists()
+    with pytest.raises(ValueError, match="holds no text_tower"):
+        load_model(tmp_path)
+    loaded, _ = load_model(tmp_path, text_tower=model.text_tower)
+    assert loaded.encode_texts(["a dog"]).equal(model.encode_texts(["a dog"]))
+
+
+def test_saving_over_a_model_replaces_it(tmp_path):
+    save_model(tuned_model(), tmp_path, {"run": 1})
+    torch.manual_seed(1)
+    other = CLIP(16, 16, embed_dim=8, image_tower=image_tower(seed=1), text_tower=text_tower(seed=1)).eval()
+    save_model(other, tmp_path, {"run": 2})
+    loaded, meta = load_model(tmp_path)
+    assert meta["run"] == 2 and not list(tmp_path.glob(".*"))
+    for name, tensor in other.image_tower.state_dict().items():
+        assert loaded.image_tower.state_dict()[name].equal(tensor)

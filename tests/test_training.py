@@ -1,19 +1,25 @@
 """Training on cached embeddings: what it draws, what it moves, when it stops, what it leaves behind."""
 
+import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from torch import nn
 
 from helpers import training
 from helpers.coco import CaptionedImages
 from helpers.embeddings import Embeddings, extract_embeddings
+from helpers.encoders import load_text_tower
 from helpers.losses import clip_loss, siglip_loss
-from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, head_state
+from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, head_state, load_model
+from helpers.profiles import ROOT, get_profile
 from helpers.training import Pairs, dev_metrics, parameter_groups, warmup_cosine
 from tests.tiny import image_tower, text_tower, write_dataset
 
@@ -223,6 +229,7 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert factors[:5] == [0.25, 0.5, 0.75, 1, 1]
     assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False)) and factors[20] == pytest.approx(0)
     assert warmup_cosine(0, 2, 1) == 0.5  # fewer steps than the warm-up wants
+    assert warmup_cosine(0, 0.2, 4) == 1  # never above the peak, however short the warm-up
 
 
 # SigLIP, accumulation, gradient caching
@@ -352,6 +359,35 @@ def test_towers_drop_nothing_while_tuned_and_are_left_with_their_dropout(picture
     assert (0.0, True) in seen and all(part.p == 0.1 for part in dropouts)
 
 
+def test_half_of_the_patches_and_others_each_time(pictures):
+    model, seen = whole(), []
+    pixels = torch.stack([pictures_to_pixels(model, pictures, i) for i in range(3)])
+    embedded = model.image_tower.model.embeddings(model.image_tower.normalise(pixels))
+    with training.some_patches(model.image_tower, 0.5):
+        model.image_tower.model.embeddings.register_forward_hook(lambda part, args, out: seen.append(out))
+        torch.manual_seed(1), model.image_tower(pixels), model.image_tower(pixels)
+        torch.manual_seed(1), model.image_tower(pixels)
+    assert [out.shape for out in seen] == 3 * [(3, 1 + 2, 16)]  # CLS and two patches of four
+    for row, whole_row in zip(seen[0], embedded, strict=True):
+        assert row[0].equal(whole_row[0])
+        assert all(any(token.equal(patch) for patch in whole_row[1:]) for token in row[1:])
+    assert seen[0].equal(seen[2]) and not seen[0].equal(seen[1])
+    assert model.image_tower.model.embeddings(model.image_tower.normalise(pixels)).shape == (3, 5, 16)
+
+
+def pictures_to_pixels(model, pictures, i):
+    return model.image_tower.preprocess(pictures.image(i))
+
+
+def test_training_with_half_of_the_patches_is_measured_with_all_of_them(pictures):
+    model, pairs = whole(), Pairs(pictures)
+    options = {"image_lr": 1e-3, "text_lr": 1e-3, "batch_size": 4, "epochs": 1}
+    history = fit(model, pairs, pairs, patches=0.5, **options)
+    raw = ["image", "text"]
+    assert dev_metrics(model, pairs, raw)["dev_loss"] == pytest.approx(history[0]["dev_loss"])
+    assert history[0]["losses"] != fit(whole(), pairs, pairs, **options)[0]["losses"]
+
+
 def test_gradient_checkpointing_gives_the_same_losses(pictures):
     pairs, runs = Pairs(pictures), []
     for on in (False, True):
@@ -397,3 +433,65 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
     monkeypatch.setattr(training, "take_step", step)
     with pytest.raises(RuntimeError, match="(?s)Step 0 does not fit.*chunk.*gradient_checkpointing.*batch_size"):
         fit(fresh())
+
+
+def test_a_callback_may_end_the_training():
+    model, seen = fresh(), []
+    history = fit(model, epochs=9, on_epoch=lambda row: seen.append(row) or row["epoch"] == 2)
+    assert history == seen and len(history) == 2
+    assert without_time(history) == without_time(fit(fresh(), epochs=9))[:2]
+
+
+def test_accelerates_trackers_are_told(tmp_path):
+    class Notes(GeneralTracker):
+        name, requires_logging_directory = "notes", False
+
+        def __init__(self):
+            self.logged, self.config, self.finished = [], None, False
+
+        @property
+        def tracker(self):
+            return self
+
+        def store_init_configuration(self, values):
+            self.config = values
+
+        def log(self, values, step, **kwargs):
+            self.logged.append((step, values))
+
+        def finish(self):
+            self.finished = True
+
+    notes = Notes()
+    history = fit(fresh(), epochs=2, tracker=notes)
+    assert [step for step, _ in notes.logged] == [row["step"] for row in history]
+    assert notes.logged[0][1]["dev_loss"] == history[0]["dev_loss"] and notes.config["batch_size"] == 32
+    assert notes.finished
+
+
+def test_the_command_line_runs_on_two_processes(tmp_path):
+    """accelerate launch, two real CPU processes: heads, then the image tower, with SigLIP's ring."""
+    # `--cpu --num_processes 2` would start one process; on a machine without GPU, --multi_gpu starts two on the CPU.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = ["-m", "helpers.training", "--profile", "smoke", "--loss", "siglip", "--tune", "image", "--seed", "3"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env.pop("CLIP_PROFILE", None)
+    done = subprocess.run(
+        [*launch, *command, "--output", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads(max((tmp_path / "towers").glob("step-*/state.json")).read_text())
+    assert state["settings"]["processes"] == 2 and state["settings"]["loss"] == "siglip"
+    histories = json.loads((tmp_path / "history.json").read_text())
+    assert all(math.isfinite(loss) for part in histories.values() for row in part for loss in row["losses"])
+    text = load_text_tower(get_profile("smoke"))
+    model, meta = load_model(tmp_path / "model", text_tower=text)
+    assert meta["tuned"] == ["image_tower"] and model.logit_bias is not None
+
+
+def test_the_command_line_explains_itself(capsys):
+    with pytest.raises(SystemExit):
+        training.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--profile", "--loss", "--tune", "--chunk", "--precision"))
