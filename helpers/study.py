@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import platform
 import shutil
 import time
@@ -105,8 +106,10 @@ def one_run(profile: Profile, name: str, seed: int, folder: Path, on_epoch=None)
     if start is None:
         torch.manual_seed(seed)
         dims = towers[0].dim, towers[1].dim, profile.embed_dim
-        model = CLIP(*dims, *towers, **(SIGLIP_START if name.startswith("siglip") else {}))
-        settings = {"epochs": profile.head_epochs, "patience": 10}  # as artifacts.heads
+        batch_size = min(512, profile.train_images or 512)
+        calm = SIGLIP_START | {"logit_bias": -math.log(batch_size - 1)}  # step 0 neither pulls nor pushes: notebook 05
+        model = CLIP(*dims, *towers, **(calm if name.startswith("siglip") else {}))
+        settings = {"epochs": profile.head_epochs, "batch_size": batch_size, "patience": 10}  # as artifacts.heads
     else:
         model = copy.deepcopy(load_model(folder / f"{start}-{seed}", *towers)[0])  # its towers are others' too
         settings = tuning(profile, tune_image, tune_text)
