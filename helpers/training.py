@@ -378,6 +378,19 @@ def interruptible():
         signal.signal(signal.SIGINT, before)
 
 
+def tuning(profile, image=True, text=True):
+    """The settings with which `fit` tunes one or both towers of a profile, starting from trained heads."""
+    return {
+        "epochs": profile.tune_epochs,
+        "batch_size": profile.batch_size,
+        "lr": 3e-4,
+        "image_lr": profile.image_lr * image,
+        "text_lr": profile.text_lr * text,
+        "patches": 0.5 if image else 1.0,
+        "best": "dev_recall@1",
+    }
+
+
 def main(argv=None) -> None:
     """Train heads on cached features, then the towers named by --tune, and keep the model as one folder."""
     parser = argparse.ArgumentParser("python -m helpers.training", description=main.__doc__)
@@ -386,7 +399,7 @@ def main(argv=None) -> None:
     parser.add_argument("--tune", choices=("both", "image", "text", "heads"), default="both", help="what is not locked")
     parser.add_argument("--epochs", type=int, help="of fine-tuning; the profile says how many by default")
     parser.add_argument("--batch-size", type=int, help="pairs a loss compares, over all processes")
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the heads while towers are tuned")
+    parser.add_argument("--lr", type=float, help="peak learning rate of the heads while towers are tuned")
     parser.add_argument("--image-lr", type=float, help="of the image tower")
     parser.add_argument("--text-lr", type=float, help="of the text tower")
     parser.add_argument("--accumulate", type=int, default=1, help="batches whose gradients a step adds up")
@@ -418,13 +431,13 @@ def main(argv=None) -> None:
         model, *splits, epochs=profile.head_epochs, patience=10, checkpoints=output / "heads", **shared
     )
     if args.tune != "heads":
-        image_lr = (profile.image_lr if args.image_lr is None else args.image_lr) * (args.tune in ("both", "image"))
-        text_lr = (profile.text_lr if args.text_lr is None else args.text_lr) * (args.tune in ("both", "text"))
+        image, text = args.tune in ("both", "image"), args.tune in ("both", "text")
+        asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
+        asked |= {"image_lr": args.image_lr if image else None, "text_lr": args.text_lr if text else None}
+        settings = tuning(profile, image, text) | {name: value for name, value in asked.items() if value is not None}
         histories["towers"] = fit(
-            model, *splits, epochs=args.epochs or profile.tune_epochs, batch_size=args.batch_size or profile.batch_size,
-            lr=args.lr, image_lr=image_lr, text_lr=text_lr, accumulate=args.accumulate, chunk=args.chunk,
-            gradient_checkpointing=args.gradient_checkpointing, best="dev_recall@1",
-            checkpoints=output / "towers", every=args.every, **shared,
+            model, *splits, accumulate=args.accumulate, chunk=args.chunk, checkpoints=output / "towers",
+            gradient_checkpointing=args.gradient_checkpointing, every=args.every, **settings, **shared,
         )  # fmt: skip
     tuned = {"both": ("image_tower", "text_tower"), "image": ("image_tower",), "text": ("text_tower",), "heads": ()}
     if PartialState().is_main_process:
