@@ -1,0 +1,270 @@
+"""Where a tower looks: its attention recorded, and four ways to turn it into a map over patches or words.
+
+`record` gives attentions [L, B, H, N, N]: layer, example, head, the token that looks (a row that sums to 1), the token
+that is looked at. `raw_attention`, `rollout` and `flow` read them from a source, a distribution [B, N] over the last
+layer's tokens, down to the input tokens [B, N]. They know nothing of the other tower. `relevance` weighs attention by
+the gradient of a picture's similarity to a caption. Part of the layers: attentions[a:b].
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
+from torch import Tensor
+
+from helpers.model import training_mode
+
+METHODS = ("raw", "rollout", "flow", "relevance")
+RESOLUTION = 2**30  # capacities are whole multiples of 1 / 2³⁰, since scipy's max-flow counts in int32
+AT_A_TIME = 16  # examples that `record` runs at once: a model hands out all of its layers
+
+
+@contextmanager
+def showing_attention(tower):
+    """Inside, the tower is in evaluation mode and computes attention so that its weights can be handed out."""
+    before = tower.model.config._attn_implementation
+    with training_mode(tower, False):
+        try:
+            tower.model.set_attn_implementation("eager")
+            yield
+        finally:
+            tower.model.set_attn_implementation(before)
+
+
+def run(tower, batch: dict[str, Tensor], trace: bool = False):
+    """Through a tower that shows its attention: (attentions, L tensors [B, H, N, N]; last hidden state [B, N, D]).
+
+    batch: {"pixel_values"} [B, 3, H, W], uint8 or float, or {"input_ids", "attention_mask"} [B, T]. trace: with a graph
+    from the input on, whether or not the tower is frozen. Raises RuntimeError where the model gives no weights.
+    """
+    if "pixel_values" in batch:
+        pixels = batch["pixel_values"]
+        pixels = tower.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
+        odd = tuple(pixels.shape[2:]) != (tower.size, tower.size)
+        inputs = {"pixel_values": pixels.detach().requires_grad_(trace), "interpolate_pos_encoding": odd}
+    else:
+        embeds = tower.model.get_input_embeddings()(batch["input_ids"])  # [B, T, D]
+        inputs = {"inputs_embeds": embeds.detach().requires_grad_(trace), "attention_mask": batch["attention_mask"]}
+    outputs = tower.model(**inputs, output_attentions=True)
+    if not outputs.attentions or any(weights is None for weights in outputs.attentions):
+        raise RuntimeError(
+            f"{type(tower.model).__name__} returned no attention weights: its implementation "
+            f"({tower.model.config._attn_implementation}) keeps none. Load it with attn_implementation='eager'."
+        )
+    return outputs.attentions, outputs.last_hidden_state
+
+
+def record(tower, batch: dict[str, Tensor], layers=slice(None)) -> Tensor:
+    """The attention of a tower: [L, B, H, N, N] on the CPU, of the asked layers only; the tower stays as it was.
+
+    batch: as in `run`; layers: a slice, or a list of layers counted from 0. The rows of padding are 0.
+    """
+    parts = []
+    with showing_attention(tower), torch.no_grad():
+        for rows in torch.arange(len(next(iter(batch.values())))).split(AT_A_TIME):
+            attentions, _ = run(tower, {name: values[rows] for name, values in batch.items()})
+            asked = attentions[layers] if isinstance(layers, slice) else [attentions[k] for k in layers]
+            parts.append(torch.stack([weights.float().cpu() for weights in asked]))  # [L, b, H, N, N]
+    attentions = torch.cat(parts, dim=1)
+    if "attention_mask" in batch:
+        attentions *= batch["attention_mask"].cpu()[:, None, :, None]
+    return attentions
+
+
+def pooling(batch: dict[str, Tensor], tokens: int) -> Tensor:
+    """The tower's own pooling as a distribution over its tokens [B, N]: CLS for pictures, the real tokens for text."""
+    if "pixel_values" in batch:
+        return one_token(0, len(batch["pixel_values"]), tokens).to(batch["pixel_values"].device)
+    mask = batch["attention_mask"].float()
+    return mask / mask.sum(dim=1, keepdim=True)
+
+
+def one_token(index: int, examples: int, tokens: int) -> Tensor:
+    """All of the source in one token: [B, N]."""
+    return F.one_hot(torch.full((examples,), index), tokens).float()
+
+
+def raw_attention(attentions: Tensor, source: Tensor, layer: int = -1, head: int | None = None) -> Tensor:
+    """What the source looks at in one layer, in one head or in their mean: [B, N]. Knows no other layer."""
+    weights = attentions[layer].mean(dim=1) if head is None else attentions[layer][:, head]  # [B, N, N]
+    return torch.einsum("bi,bij->bj", source, weights)
+
+
+def fuse_heads(attentions: Tensor, fuse: str = "mean", discard: float = 0.0, residual: bool = True) -> Tensor:
+    """One matrix Â a layer [L, B, N, N] whose rows sum to 1: heads fused by mean, max or min, half of it the residual.
+
+    Â = ½A + ½I (Abnar & Zuidema 2020, section 3). discard: the share of each matrix's smallest entries that is set to
+    0 first, never the first token's own (the vision transformers' variant by J. Gildenblat, 2020).
+    """
+    if fuse not in ("mean", "max", "min"):
+        raise ValueError(f"fuse is {fuse!r}: heads are fused by 'mean', 'max' or 'min'")
+    if not 0 <= discard < 1:
+        raise ValueError(f"discard is {discard}: it is a share of the entries, at least 0 and below 1")
+    fused = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[fuse](attentions, dim=2)  # [L, B, N, N]
+    if discard:
+        flat = fused.flatten(2).clone()  # [L, B, N·N]
+        smallest = flat.topk(int(discard * flat.shape[-1]), largest=False).indices
+        first = flat[..., 0].clone()
+        flat.scatter_(-1, smallest, 0.0)
+        flat[..., 0] = first
+        fused = flat.view_as(fused)
+    if residual:
+        fused = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1])
+    return fused / fused.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny)
+
+
+def rollout(attentions: Tensor, source: Tensor | None = None, **fusing) -> Tensor:
+    """How much of each input token is mixed into the source: [B, N], or the whole matrix [B, N, N] without a source.
+
+    Â_L · … · Â_1, as if layers did nothing but average (Abnar & Zuidema 2020, section 3). fusing: see `fuse_heads`.
+    """
+    matrices = fuse_heads(attentions, **fusing)
+    if source is None:
+        source = torch.eye(attentions.shape[-1]).expand(attentions.shape[1], -1, -1)  # [B, N, N]
+    else:
+        source = source[:, None]  # [B, 1, N]
+    for matrix in matrices.flip(0):  # from the last layer to the first: a row times a matrix, not matrix by matrix
+        source = source @ matrix
+    return source.squeeze(1) if source.shape[1] == 1 else source
+
+
+def flow(attentions: Tensor, source: Tensor, residual: bool = True) -> Tensor:
+    """The most that can flow from the source to each input token when Â are capacities: [B, N], exact max-flow.
+
+    Abnar & Zuidema 2020, section 3: node (l, i) has an edge of capacity Â_l[i, j] to node (l-1, j); here a source node
+    stands above the last layer, with an edge of capacity source[i] to each of its tokens. Capacities are rounded down
+    to multiples of 1 / 2³⁰, so a value is low by at most that times the number of edges in the cut. About L·N² steps a
+    token: seconds for a picture of ViT-B/16.
+    """
+    matrices = fuse_heads(attentions, residual=residual).double().numpy()  # [L, B, N, N]
+    flows = [_flow_of_one(matrices[:, b], source[b].double().numpy()) for b in range(matrices.shape[1])]
+    return torch.from_numpy(np.stack(flows)).float()
+
+
+def _flow_of_one(matrices: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Max-flow from source [N] through matrices [L, N, N] to every input token: [N].
+
+    Node 0 is the source, 1 + k·N + i token i of layer L-k (k = 0 … L-1), and the last node is the target. All targets
+    share the graph: only the capacities of the N edges into the target change.
+    """
+    layers, n, _ = matrices.shape
+    target = 1 + layers * n
+    token = np.arange(n)
+    upper = 1 + np.arange(layers - 1)[:, None, None] * n + token[:, None]  # [L-1, N, 1]
+    upper, lower = np.broadcast_arrays(upper, 1 + np.arange(1, layers)[:, None, None] * n + token)  # [L-1, N, N]
+    starts = np.concatenate([np.zeros(n, int), upper.ravel(), 1 + (layers - 1) * n + token])
+    ends = np.concatenate([1 + token, lower.ravel(), np.full(n, target)])
+    inner = np.concatenate([source, matrices[:0:-1].ravel(), np.ones(n)])  # the first layer comes last, below
+    capacities = (inner * RESOLUTION).astype(np.int32)
+    graph = csr_array((capacities, (starts, ends)), shape=(target + 1, target + 1))
+    last = slice(graph.nnz - n, graph.nnz)  # rows are in order of their start, so these are the edges into the target
+    values = np.empty(n)
+    for j in range(n):
+        graph.data[last] = (matrices[0, :, j] * RESOLUTION).astype(np.int32)
+        values[j] = maximum_flow(graph, 0, target).flow_value / RESOLUTION
+    return values
+
+
+def input_bound(attentions: Tensor, residual: bool = True) -> Tensor:
+    """No flow is larger than this: min(1, all capacity that leads into an input token), the cut at the input, [B, N].
+
+    With the residual it is min(1, ½ + ½ · column sum of the first layer's attention): no later layer and no source.
+    """
+    return fuse_heads(attentions[:1], residual=residual)[0].sum(dim=1).clamp_max(1.0)
+
+
+def relevance(model, images: dict, texts: dict, layers=slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+    """What in picture and caption makes them similar: image scores [B, N], text scores [B, T], similarity [B].
+
+    Chefer et al. 2021 (arXiv 2103.15679), equations 5 and 6, for each tower: R ← R + (∇A ∘ A)⁺ R over its layers, with
+    ∇A the gradient of the pair's cosine, heads averaged; the source's row of R - I. images, texts: batches as in `run`,
+    pair b in row b; layers: a slice of both towers' layers, such as slice(-1, None). One forward and one backward pass.
+    """
+    with showing_attention(model.image_tower), showing_attention(model.text_tower), torch.enable_grad():
+        runs = [run(model.image_tower, images, trace=True), run(model.text_tower, texts, trace=True)]
+        sources = [pooling(batch, states.shape[1]) for batch, (_, states) in zip((images, texts), runs, strict=True)]
+        pooled = [torch.einsum("bn,bnd->bd", s, states) for s, (_, states) in zip(sources, runs, strict=True)]
+        similarity = (model.project_image(pooled[0]) * model.project_text(pooled[1])).sum(dim=-1)  # [B]
+        asked = [attentions[layers] for attentions, _ in runs]
+        gradients = list(torch.autograd.grad(similarity.sum(), [a for tower in asked for a in tower]))
+    scores = []
+    for source, attentions in zip(sources, asked, strict=True):
+        positive = [(gradients.pop(0) * a.detach()).clamp_min(0).mean(dim=1) for a in attentions]  # L times [B, N, N]
+        row = source[:, None]  # [B, 1, N], times (I + last) · … · (I + first)
+        for matrix in reversed(positive):
+            row = row + row @ matrix
+        scores.append((row.squeeze(1) - source).float().cpu())
+    return scores[0], scores[1], similarity.detach().float().cpu()
+
+
+class Words(NamedTuple):
+    """A caption's words and their scores [W]; special: the share of all that [CLS] and [SEP] take."""
+
+    words: list[str]
+    scores: Tensor
+    special: float
+
+
+def word_scores(tower, input_ids: Tensor, scores: Tensor) -> list[Words]:
+    """Scores of tokens [B, T] as scores of whole words: those of a word's pieces are added up. Padding is left out."""
+    special, padding = set(tower.tokenizer.all_special_ids), tower.tokenizer.pad_token_id
+    special.discard(tower.tokenizer.unk_token_id)  # a word that BERT does not know is still a word
+    told = []
+    for ids, row in zip(input_ids.tolist(), scores.tolist(), strict=True):
+        words, values, aside = [], [], 0.0
+        for i, piece, value in zip(ids, tower.tokenizer.convert_ids_to_tokens(ids), row, strict=True):
+            if i in special:
+                aside += 0.0 if i == padding else value
+            elif piece.startswith("##") and words:
+                words[-1], values[-1] = words[-1] + piece[2:], values[-1] + value
+            else:
+                words, values = [*words, piece], [*values, value]
+        told.append(Words(words, torch.tensor(values), aside / max(aside + sum(values), 1e-12)))
+    return told
+
+
+def patch_grid(tower, pixel_values: Tensor, scores: Tensor) -> Tensor:
+    """Scores of tokens [B, 1 + P] as maps over the picture's patches, CLS left out: [B, gh, gw]."""
+    side = tower.model.config.patch_size
+    high, wide = (side, side) if isinstance(side, int) else side
+    grid = pixel_values.shape[-2] // high, pixel_values.shape[-1] // wide
+    return scores[:, -grid[0] * grid[1] :].unflatten(1, grid)
+
+
+def look(tower, batch: dict, method: str, layers=slice(None), source: int | None = None, **options) -> Tensor:
+    """Scores of one tower's tokens [B, N] by "raw", "rollout" or "flow"; source: a token, by default the pooling."""
+    if method not in METHODS[:3]:
+        raise ValueError(f"method is {method!r}: a tower by itself is read by one of {', '.join(METHODS[:3])}")
+    attentions = record(tower, batch, layers)
+    examples, tokens = attentions.shape[1], attentions.shape[-1]
+    start = pooling(batch, tokens).cpu() if source is None else one_token(source, examples, tokens)
+    return {"raw": raw_attention, "rollout": rollout, "flow": flow}[method](attentions, start, **options)
+
+
+def batches(model, images: list, captions: list[str]) -> tuple[dict, dict]:
+    """Pictures (PIL) and captions as the two towers read them, on the model's device."""
+    device = model.logit_scale.device
+    pixels = torch.stack([model.image_tower.preprocess(image) for image in images])
+    tokens = model.text_tower.tokenize(captions)
+    return {"pixel_values": pixels.to(device)}, {name: values.to(device) for name, values in tokens.items()}
+
+
+def explain(model, images: list, captions: list[str], method: str = "relevance", layers=slice(None), **options):
+    """Maps of pictures and captions, pair by pair: ([B, gh, gw], B times `Words`) by one of METHODS.
+
+    options: for "raw" head and layer, for "rollout" fuse and discard, for "flow" residual.
+    """
+    seen, read = batches(model, images, captions)
+    if method == "relevance":
+        of_patches, of_tokens, _ = relevance(model, seen, read, layers, **options)
+    else:
+        of_patches = look(model.image_tower, seen, method, layers, **options)
+        of_tokens = look(model.text_tower, read, method, layers, **options)
+    grids = patch_grid(model.image_tower, seen["pixel_values"], of_patches)
+    return grids, word_scores(model.text_tower, read["input_ids"], of_tokens)
