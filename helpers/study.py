@@ -20,7 +20,6 @@ import torch
 import transformers
 
 from helpers import artifacts, minicoco
-from helpers.coco import Instances, load_compositional, load_probes
 from helpers.drawings import COLOURS
 from helpers.embeddings import embed_images, embed_texts
 from helpers.evaluation import (
@@ -32,6 +31,7 @@ from helpers.evaluation import (
     retrieval_chance,
     wilson,
 )
+from helpers.instances import Instances, load_compositional, load_probes
 from helpers.model import CLIP, SIGLIP_START, load_model, save_model
 from helpers.profiles import Profile, get_profile, machine, write_atomically
 from helpers.training import Pairs, fit, tuning

@@ -1,0 +1,66 @@
+"""Small data sets in COCO's own files, for the tests."""
+
+import dataclasses
+import json
+
+import numpy as np
+from PIL import Image
+
+from helpers.profiles import ROOT, get_profile
+
+SAMPLE = ROOT.parent / "shared" / "coco-sample"
+LICENSES = [{"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"}]
+IDS = [139, 285, 632, 724, 776, 785, 802, 872, 885, 1000, 1268, 581781]
+WORDS = ["a dog", "zwei Bären", "ein Café", "犬が走る", "🐕 runs", "A giraffe eating food from the tree."]
+
+
+def image_entry(image_id, width=48, height=32):
+    name = f"{image_id:012d}.jpg"
+    return {
+        "license": 4,
+        "file_name": name,
+        "coco_url": f"http://images.cocodataset.org/val2017/{name}",
+        "height": height,
+        "width": width,
+        "date_captured": "2013-11-14 17:02:52",
+        "flickr_url": f"http://farm7.staticflickr.com/6116/{image_id}_z.jpg",
+        "id": image_id,
+    }
+
+
+def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
+    """A captions file in COCO's own form: images in no order, captions of different images interleaved."""
+    depth = max(map(len, captions.values()), default=0)
+    annotations = [
+        {"image_id": image_id, "id": 37 + 2 * (row + 100 * k), "caption": texts[k]}
+        for k in range(depth)
+        for row, (image_id, texts) in enumerate(captions.items())
+        if k < len(texts)
+    ]
+    path = root / "annotations" / f"captions_{folder}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [image_entry(image_id) for image_id in captions]
+    info = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017}
+    path.write_text(json.dumps({"info": info, "licenses": LICENSES, "images": images, "annotations": annotations}))
+    return path
+
+
+def write_images(root, ids, folder="val2017"):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for image_id in ids:
+        pixels = np.random.default_rng(image_id).integers(0, 256, (4, 6, 3), np.uint8)
+        Image.fromarray(pixels).resize((48, 32)).save(root / folder / f"{image_id:012d}.jpg")
+
+
+def write_twelve(root):
+    """Twelve images in shuffled order with four to six captions each."""
+    shuffled = [IDS[k] for k in np.random.default_rng(0).permutation(len(IDS))]
+    write_captions(root, {i: [f"{i} {WORDS[(i + k) % 6]}" for k in range(4 + i % 3)] for i in shuffled})
+    write_images(root, IDS)
+    return root
+
+
+def profile(root, **changes):
+    """The profile coco-val over the files in `root`, with splits of 5, 3 and 4 images."""
+    small = {"data": root, "train_images": 8, "dev_images": 3, "val_images": 4}
+    return dataclasses.replace(get_profile("coco-val"), **(small | changes))
