@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoCaptions
 
@@ -276,6 +280,96 @@ def test_draft_is_used_by_items(root):
     images = CaptionedImages(root, size=16)
     assert images[0]["image"].size == (24, 16)
     assert images.image(0).size == (48, 32)
+
+
+# Files that a reader may choose
+
+
+def png_of_nothing(path, width, height):
+    """A PNG of a few hundred bytes whose header promises `width` x `height` pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "width, height, told",
+    [(10_000, 5_001, "10,000 × 5,001"), (10_000, 10_000, "10,000 × 10,000"), (60_000, 60_000, "3600000000")],
+)
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, width, height, told):
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    limit = Image.MAX_IMAGE_PIXELS
+    png_of_nothing(tmp_path / "bomb.png", width, height)
+    for size in (None, 64):
+        with pytest.raises(OSError, match=rf"bomb\.png has {told} pixels, more than 50 million\. Save it smaller"):
+            open_image(tmp_path / "bomb.png", size)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_large_jpeg_is_measured_before_it_is_drafted(tmp_path):
+    """`size` would have it decoded at an eighth; the refusal goes by what the file says."""
+    Image.new("L", (7_100, 7_100)).save(tmp_path / "x.jpg")
+    with pytest.raises(OSError, match="7,100 × 7,100 pixels"):
+        open_image(tmp_path / "x.jpg", 64)
+    Image.new("L", (7_000, 7_000)).save(tmp_path / "x.jpg")
+    assert open_image(tmp_path / "x.jpg", 64).size == (875, 875)
+
+
+@pytest.mark.parametrize("content", [b"", b"Dear diary", b"<html>no</html>", bytes(99)], ids=["", "text", "page", "0s"])
+def test_no_picture_at_all(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(OSError, match=r"x\.jpg is no whole picture \(empty, or in no format .*choose another"):
+        open_image(tmp_path / "x.jpg")
+    with pytest.raises(OSError, match=r"^This file is no whole picture \(empty, or in no format"):
+        open_image(io.BytesIO(content))
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(OSError, match=r"is no whole picture"):
+        open_image(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.png", "x.webp"])
+def test_the_first_frame_of_an_animation(tmp_path, name):
+    blank = Image.new("RGB", (64, 32), "black")
+    two_colours().save(tmp_path / name, save_all=True, append_images=[blank, blank], duration=40)
+    assert Image.open(tmp_path / name).n_frames > 1
+    assert_colours(open_image(tmp_path / name), {(5, 5): RED, (60, 5): BLUE})
+
+
+BROKEN_EXIF = {
+    "noise": b"Exif\0\0" + bytes(range(64)),
+    "a directory beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "an endless directory": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\xff\x06\0\0\0" * 3,
+    "cut off": b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12",
+    "nothing": b"Exif\0\0",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("exif", BROKEN_EXIF.values(), ids=BROKEN_EXIF)
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
+def test_broken_exif_says_nothing_against_the_pixels(tmp_path, exif, name):
+    two_colours().save(tmp_path / name, exif=exif, quality=95)
+    image = open_image(tmp_path / name)
+    assert image.size == (64, 32)
+    assert_colours(image, {(5, 5): RED, (60, 5): BLUE})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(orientation=st.sampled_from([3, 6, 8]), at=st.integers(0, 200), junk=st.binary(min_size=1, max_size=8))
+def test_flipped_bytes_in_exif_never_lose_the_picture(tmp_path, orientation, at, junk):
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010E], exif[0x8298] = orientation, "a description", "somebody"
+    block = exif.tobytes()
+    at = 6 + at % (len(block) - 6)
+    two_colours().save(tmp_path / "x.jpg", exif=block[:at] + junk + block[at + len(junk) :], quality=95)
+    assert sorted(open_image(tmp_path / "x.jpg").size) == [32, 64]
 
 
 # Errors
