@@ -293,6 +293,48 @@ def template(text) -> str:
     return "what the words add alike to all classes changes no winner; an ensemble averages out what they add unevenly."
 
 
+def two_layers(flow) -> str:
+    """`flow(upper, lower, source)` → the maximum flow through two layers [N, N] to every input, [N]."""
+    upper = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    lower = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.7, 0.1], [0.1, 0.4, 0.5]])
+    for source in (0, 1):
+        found = torch.as_tensor(flow(upper, lower, source)).float()
+        right = torch.minimum(upper[source][:, None], lower).sum(dim=0)
+        assert tuple(found.shape) == (3,), f"one flow for each input is [3]; yours has shape {tuple(found.shape)}."
+        assert not torch.allclose(found, upper[source] @ lower), "that is rollout. A route carries its narrower pipe."
+        transposed = torch.minimum(upper[source][:, None], lower.T).sum(dim=0)
+        assert not torch.allclose(found, transposed), "turned: lower[i, j] leads from the middle token i to input j."
+        widest = torch.minimum(upper[source][:, None], lower).amax(dim=0)
+        assert not torch.allclose(found, widest), "that is the best single route. All of them can be used at once."
+        shown = [round(value, 2) for value in right.tolist()]
+        assert torch.allclose(found, right, atol=1e-5), (
+            f"from token {source} of the worked example the flows are {shown}; you get {found.tolist()}."
+        )
+    return "a sum of minima where rollout has a sum of products: a capacity, not a share."
+
+
+def ignored(flow) -> str:
+    """The most that can flow to a patch whose column in the first layer's attention is all zeros."""
+    assert flow != 0, "its own residual pipe is still there: half of every row of Â goes straight down."
+    assert not math.isclose(flow, 0.5**12), "that is rollout along the residual. A pipe's width is no factor here."
+    assert flow <= 1, "no more can arrive than leaves the source, which is 1."
+    assert flow != 1, "what pipes lead into the patch? Add up their widths: the cut at the input."
+    assert math.isclose(flow, 0.5), "all that leads into it is ½ from its own residual, and ½ · 0 from attention."
+    return "½: no number of layers lets more through, and many layers let just that through, whatever they attend to."
+
+
+def caption_matters(methods) -> str:
+    """Of raw, rollout, flow and relevance, those whose picture map changes with the caption."""
+    chosen = {methods} if isinstance(methods, str) else set(methods)
+    odd = sorted(chosen - {"raw", "rollout", "flow", "relevance"})
+    assert not odd, f"{odd[0]!r} is none of the four: raw, rollout, flow, relevance."
+    assert not chosen & {"raw", "rollout", "flow"}, (
+        "raw, rollout and flow are computed from the image tower's attention. Does the caption ever get in there?"
+    )
+    assert chosen, "one of them uses a number that both towers have made together."
+    return "the towers meet only in the cosine, so only what starts from the cosine can know of the caption."
+
+
 def local_loss(losses) -> str:
     """InfoNCE of untrained heads in 8 processes of 64 pairs: (own negatives only, gathered)."""
     own, gathered = (float(value) for value in losses)
@@ -338,6 +380,9 @@ CHECKS = {
     "06-recall": recall,
     "06-arange": arange,
     "06-prompt": template,
+    "07-two-layers": two_layers,
+    "07-ignored": ignored,
+    "07-caption": caption_matters,
     "08-local": local_loss,
     "08-ring": ring_round,
 }
