@@ -9,13 +9,14 @@ A checkpoint is written under another name and renamed when it is complete. What
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from helpers.profiles import written_whole
 
 
 class Checkpoints:
@@ -30,7 +31,7 @@ class Checkpoints:
         self.writes = self.folder is not None and run.is_main_process
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for partial in self.folder.glob("*.partial"):  # left by a run that was killed while writing
+            for partial in self.folder.glob(".*.tmp"):  # left by a run that was killed while writing
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
     def trainable(self) -> dict:
@@ -50,14 +51,11 @@ class Checkpoints:
         moments = {f"{k}.{name}": t.cpu().contiguous() for k, row in optimizer.items() for name, t in row.items()}
         scaler = self.run.scaler.state_dict() if self.run.scaler is not None else None
         content = {"state": state, "settings": self.settings, "threads": torch.get_num_threads(), "scaler": scaler}
-        path = self.folder / f"step-{state['step']:08d}"
-        partial = path.with_suffix(".partial")
-        partial.mkdir()
-        save_file(self.trainable(), partial / "weights.safetensors")
-        save_file(moments, partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps(content))
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        with written_whole(self.folder / f"step-{state['step']:08d}") as partial:
+            partial.mkdir()
+            save_file(self.trainable(), partial / "weights.safetensors")
+            save_file(moments, partial / "optimizer.safetensors")
+            (partial / "state.json").write_text(json.dumps(content))
         for old in self.paths()[: -self.keep]:
             shutil.rmtree(old)
         for old in self.folder.glob("best-????.safetensors"):
@@ -67,9 +65,8 @@ class Checkpoints:
     def save_best(self, epoch: int) -> None:
         """Keep the present weights as the best so far; a checkpoint that names this epoch has to follow."""
         if self.writes:
-            partial = self._best_path(epoch).with_suffix(".partial")
-            save_file(self.trainable(), partial)
-            os.replace(partial, self._best_path(epoch))
+            with written_whole(self._best_path(epoch)) as partial:
+                save_file(self.trainable(), partial)
 
     def best(self, state: dict) -> dict | None:
         """The best weights of a resumed run, None where there are none yet."""

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from helpers.coco import CaptionedImages, open_image
 from helpers.encoders import ImageTower, TextTower, weights_digest
-from helpers.profiles import pick_device
+from helpers.profiles import pick_device, written_whole
 
 WORKERS = max(2, min(8, (os.cpu_count() or 2) // 2))  # threads that decode pictures while the tower runs
 Batch = tuple[np.ndarray, dict[str, Tensor]]  # row numbers [B] and the tower's inputs for them
@@ -215,11 +215,9 @@ def _shard_path(folder: Path, rows: np.ndarray) -> Path:
 
 def _write_shard(folder: Path, rows: np.ndarray, output: Tensor) -> None:
     """Keep output[rows] with its checksum: the file is there in full or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, features = _shard_path(folder, rows), output[rows[0] : rows[-1] + 1]
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"features": features}, part, metadata={"sha256": _digest(features.numpy())})
-    os.replace(part, path)
+    features = output[rows[0] : rows[-1] + 1]
+    with written_whole(_shard_path(folder, rows)) as partial:
+        save_file({"features": features}, partial, metadata={"sha256": _digest(features.numpy())})
 
 
 def _read_shard(folder: Path, rows: np.ndarray, output: Tensor) -> bool:

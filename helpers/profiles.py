@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import platform
 import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,12 +127,36 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder under; only when all is written does it become `path`.
+
+    An error leaves what was there before and nothing else; a killed process leaves a hidden `.<name>.<process>.tmp`.
+    Raises OSError, with the file and what helps, where there is no room or no permission.
+    """
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{os.getpid()}{end}.tmp") for end in ("", ".old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if path.is_dir():  # a folder cannot be replaced in one go
+            os.replace(path, old)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        fix = "Free some disk space, or make its folder writable, and run this again"
+        raise OSError(f"{path} could not be written ({reason}). {fix}: what was finished before is kept.") from error
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for rest in (partial, old):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """The file is there in full or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+    """The file is there in full or not at all; its folder is made where it is missing. Raises OSError as above."""
+    with written_whole(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def seed_everything(seed: int) -> None:

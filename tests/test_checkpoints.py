@@ -89,7 +89,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, w
     assert (tmp_path / "losses.txt").read_text() == losses
     weights = load_file(tmp_path / "final.safetensors")
     assert weights.keys() == final.keys() and all(weights[name].equal(tensor) for name, tensor in final.items())
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_finished_run_is_read_not_trained_again(uninterrupted, tmp_path):
@@ -158,7 +158,7 @@ def test_another_number_of_threads_is_said_not_refused(uninterrupted, tmp_path, 
 
 
 def test_folders_of_a_killed_write_are_swept(uninterrupted, tmp_path):
-    (tmp_path / "step-00000002.partial").mkdir()
-    (tmp_path / "best-0001.partial").write_bytes(b"half")
+    (tmp_path / ".step-00000002.77.tmp").mkdir()
+    (tmp_path / ".best-0001.safetensors.77.tmp").write_bytes(b"half")
     run(uninterrupted[0], tmp_path, epochs=1)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))

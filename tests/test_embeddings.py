@@ -124,7 +124,7 @@ def test_second_run_reads_the_cache(dataset, tmp_path):
     again, rows = extract(dataset, tmp_path / "cache")
     assert rows == [0, 0]
     assert torch.equal(first.image_embeds, again.image_embeds) and torch.equal(first.text_embeds, again.text_embeds)
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_changed_weights_never_meet_a_stale_cache(dataset, tmp_path):
