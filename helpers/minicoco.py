@@ -8,14 +8,16 @@ import os
 import random
 import shutil
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers import drawings
@@ -30,6 +32,7 @@ LICENSES = [{"url": "https://creativecommons.org/licenses/by-sa/4.0/", "id": 1, 
 KINDS = ("binding", "order")  # of the compositional probe, in turn
 # Single objects beside the scenes, and how many of them beside 1,000 val images; "compositional" has two objects.
 PROBES = {"known": 660, "unseen_drawing": 510, "uncaptioned": 480, "unseen": 320, "pairs": 480, "compositional": 500}
+JSON_FILES = 14  # instances of two splits and six probes, captions of three, scenes of two, the fingerprint
 
 
 def scene_of(split: str, index: int, seed: int) -> Scene:
@@ -126,39 +129,71 @@ def fingerprint(train: int, val: int, seed: int) -> dict:
 def render(profile) -> Path:
     """Renders MiniCOCO into `profile.data` unless it is there already; returns the folder.
 
-    Writes into a temporary folder beside it and renames it at the end, so that a broken run leaves nothing half done.
+    One process draws while others wait, under another name until all is there: a broken run leaves nothing half done.
+    Raises OSError, with the folder and what helps, when it cannot be written.
     """
+    from helpers.profiles import written_whole  # brings PyTorch along, which the workers can do without
+
     target, train, val = Path(profile.data), profile.train_images, profile.val_images
     stamp = json.dumps(fingerprint(train, val, profile.seed), indent=1)
-    marker = target / "fingerprint.json"
-    if marker.is_file() and marker.read_text() == stamp:
-        return target
-    folder = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "probes/annotations").mkdir(parents=True)
     probes = {split: max(12, round(count * val / 1000)) for split, count in PROBES.items()}
     sizes = {"train2017": train, "val2017": val, **probes}
+    if is_whole(target, sum(sizes.values()), stamp):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))  # released when its process ends, however it ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("MiniCOCO is being rendered by another process; waiting for it.")
+        lock.acquire()
+    try:
+        for rest in target.parent.glob(f".{target.name}.*.tmp"):  # of a run that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        if not is_whole(target, sum(sizes.values()), stamp):
+            with written_whole(target) as folder:
+                write_splits(folder, sizes, profile.seed)
+                (folder / "fingerprint.json").write_text(stamp)
+    finally:
+        lock.release()
+    return target
+
+
+def is_whole(folder: Path, images: int, stamp: str) -> bool:
+    """Whether a finished run of this very code left the folder, and no file has gone from it since."""
+    marker = folder / "fingerprint.json"
+    if not marker.is_file() or marker.read_text() != stamp:
+        return False
+    kinds = [name.rsplit(".")[-1] for _, _, names in os.walk(folder) for name in names]
+    return kinds.count("jpg") >= images and kinds.count("json") >= JSON_FILES
+
+
+def write_splits(folder: Path, sizes: dict[str, int], seed: int) -> None:
+    """Draws every split, on all cores, and writes what there is to say about it."""
     with (
-        ProcessPoolExecutor(min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(min(os.cpu_count() or 1, 8), get_context("spawn"), end_with_parent) as pool,
         tqdm(total=sum(sizes.values()), desc="MiniCOCO", unit="image", file=sys.stdout, mininterval=0.5) as bar,
     ):
         for split, size in sizes.items():
             base = folder if split.endswith("2017") else folder / "probes"
-            (base / split).mkdir()
+            (base / split).mkdir(parents=True)
+            (base / "annotations").mkdir(exist_ok=True)
             chunks = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
             rows = []
-            for part in pool.map(partial(write_images, split, str(base / split), profile.seed), chunks):
+            for part in pool.map(partial(write_images, split, str(base / split), seed), chunks):
                 rows += part
                 bar.update(len(part))
-            write_annotations(base / "annotations", split, rows, profile.seed)
-    (folder / "fingerprint.json").write_text(stamp)
-    if marker.is_file() and marker.read_text() == stamp:  # another process was faster
-        shutil.rmtree(folder)
-        return target
-    shutil.rmtree(target, ignore_errors=True)
-    folder.replace(target)
-    return target
+            write_annotations(base / "annotations", split, rows, seed)
+
+
+def end_with_parent() -> None:
+    """In a worker: it ends when its parent does. One whose parent was killed would wait for work for ever."""
+
+    def watch():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_annotations(folder: Path, split: str, rows: list, seed: int) -> None:

@@ -254,9 +254,20 @@ def test_same_seed_same_bytes_and_nothing_is_drawn_twice(rendered, tmp_path, cap
 def test_a_broken_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     profile = SimpleNamespace(data=tmp_path / "minicoco", train_images=4, val_images=2, seed=0)
     monkeypatch.setattr(minicoco, "write_annotations", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"minicoco could not be written \(disk full\). Free some disk space"):
         minicoco.render(profile)
-    assert not profile.data.exists()
+    assert not profile.data.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("lost", ["val2017/000000500001.jpg", "probes/annotations/instances_pairs.json"])
+def test_a_file_that_is_gone_is_rendered_again(tmp_path, lost):
+    """As errors advise: delete a broken file and render it again."""
+    profile = SimpleNamespace(data=tmp_path / "minicoco", train_images=4, val_images=2, seed=0)
+    path = minicoco.render(profile) / lost
+    content = path.read_bytes()
+    path.unlink()
+    minicoco.render(profile)
+    assert path.read_bytes() == content
 
 
 def test_ceilings_by_detail(rendered):
