@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from helpers.encoders import read_image_tower, read_text_tower
+from helpers.encoders import read_image_tower, read_text_tower, weights_digest
 from helpers.profiles import write_atomically
 
 LOGIT_SCALE = math.log(1 / 0.07)  # where CLIP's starts
@@ -202,16 +203,29 @@ def save_model(model, folder, meta, tuned=("image_tower", "text_tower")):
     """The whole model as one folder: the heads, and each tower of `tuned` in a folder that transformers reads too."""
     for name in tuned:
         getattr(model, name).save(Path(folder, name))
-    save_heads(model, folder, meta | {"tuned": list(tuned)})
+    digests = {name: weights_digest(getattr(model, name)) for name in tuned}
+    save_heads(model, folder, meta | {"tuned": list(tuned), "digests": digests})
 
 
 def load_model(folder, image_tower=None, text_tower=None, max_length=64):
-    """Read what save_model wrote: (CLIP in evaluation mode, meta). A tower that was not tuned has to be given."""
-    if Path(folder, "image_tower").is_dir():
-        image_tower = read_image_tower(Path(folder, "image_tower"))
-    if Path(folder, "text_tower").is_dir():
-        text_tower = read_text_tower(Path(folder, "text_tower"), max_length)
-    for name, tower in (("image_tower", image_tower), ("text_tower", text_tower)):
-        if tower is None:
+    """Read what save_model wrote: (CLIP in evaluation mode, meta). A tower that was not tuned has to be given.
+
+    ValueError, with the file and the fix, when a tower is neither there nor given, damaged, or from another save.
+    """
+    read = {"image_tower": read_image_tower, "text_tower": partial(read_text_tower, max_length=max_length)}
+    towers = {"image_tower": image_tower, "text_tower": text_tower}
+    fix = f"delete {folder} and train the model again"
+    for name in towers:
+        path = Path(folder, name)
+        if path.is_dir():
+            try:
+                towers[name] = read[name](path)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{path / 'model.safetensors'} cannot be read ({error}): {fix}") from error
+        if towers[name] is None:
             raise ValueError(f"{folder} holds no {name}, since it was not tuned: give the one that it was trained with")
-    return load_heads(folder, image_tower, text_tower)
+    model, meta = load_heads(folder, **towers)
+    for name, digest in meta.get("digests", {}).items():
+        if weights_digest(towers[name]) != digest:
+            raise ValueError(f"{Path(folder, name)} does not hold the weights that {folder} was saved with: {fix}")
+    return model, meta

@@ -253,7 +253,7 @@ def test_the_whole_model_is_one_folder_that_transformers_reads_too(tmp_path):
     model = tuned_model()
     save_model(model, tmp_path, {"run": 1})
     loaded, meta = load_model(tmp_path, max_length=12)
-    assert meta == {"run": 1, "tuned": ["image_tower", "text_tower"]}
+    assert (meta["run"], meta["tuned"]) == (1, ["image_tower", "text_tower"])
     pictures, texts = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), ["a red dog", "two cats"]
     with torch.no_grad():
         assert loaded.encode_image(pictures).equal(model.encode_image(pictures))
@@ -278,6 +278,16 @@ def test_a_tower_that_was_not_tuned_has_to_be_given(tmp_path):
         load_model(tmp_path)
     loaded, _ = load_model(tmp_path, text_tower=model.text_tower)
     assert loaded.encode_texts(["a dog"]).equal(model.encode_texts(["a dog"]))
+
+
+@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
+def test_a_tower_with_a_flipped_bit_is_refused(tmp_path, tower):
+    save_model(tuned_model(), tmp_path, {})
+    path = tmp_path / tower / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=f"{tower} does not hold the weights that .*delete"):
+        load_model(tmp_path, max_length=12)
 
 
 def test_saving_over_a_model_replaces_it(tmp_path):
