@@ -54,8 +54,14 @@ def light_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it is, where two `$` would otherwise make a formula of what is between them."""
+    return text.replace("$", r"\$")
+
+
 def wrap(text: str, width: int, lines: int = 6) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    """A caption for a figure: broken into `lines` at most of `width` characters, and literal."""
+    return literal("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
 
 
 def picture(axes, image, edge: str | None = None) -> None:
@@ -207,7 +213,7 @@ def word_cloud(counts: dict, title: str = "") -> Figure:
     figure, axes = plt.subplots(figsize=(10, 4.4))
     bold, most, taken = FontProperties(weight="bold"), max(counts.values()), []
     for word, count in sorted(counts.items(), key=lambda item: -item[1]):
-        path = TextPath((0, 0), word, size=8 + 40 * (count / most) ** 0.5, prop=bold)
+        path = TextPath((0, 0), literal(word), size=8 + 40 * (count / most) ** 0.5, prop=bold)
         box = path.get_extents()
         for turn in np.arange(0, 400, 0.15):  # along a spiral to the first free spot
             x, y = 4.4 * turn * np.cos(turn) - box.width / 2, 1.5 * turn * np.sin(turn) - box.height / 2
@@ -243,7 +249,7 @@ def bars(
         look = {"ha": "right", "color": "white", "fontweight": "bold"} if inside else {}
         spot = {"xy": (low if inside else high, y), "xytext": (-6 if inside else 6, 0), "textcoords": "offset points"}
         axes.annotate(f"{value:.3f}", **spot, va="center", fontsize=9, **look)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), [literal(name) for name in rows])
     axes.set(title=title, xlabel=xlabel, xlim=(0, 1.08))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -260,8 +266,9 @@ def confusion(matrix, names, title: str = "", top: int | None = None) -> Figure:
         keep = np.sort(np.argsort(-wrong)[:top])
         matrix, names = matrix[np.ix_(keep, keep)], [names[k] for k in keep]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    classes = [literal(name) for name in names]
     figure, axes = plt.subplots(figsize=(2.2 + 0.36 * len(names), 1.8 + 0.34 * len(names)))
-    sns.heatmap(shares, cmap="Blues", vmin=0, vmax=1, xticklabels=names, yticklabels=names, ax=axes, square=True,
+    sns.heatmap(shares, cmap="Blues", vmin=0, vmax=1, xticklabels=classes, yticklabels=classes, ax=axes, square=True,
                 cbar_kws={"label": "share of the row", "shrink": 0.7})  # fmt: skip
     axes.set(title=title, xlabel="predicted", ylabel="true")
     axes.tick_params(axis="x", rotation=60)
@@ -352,7 +359,8 @@ def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "", lin
         face, edge = ("#eeeeee", GREY) if piece.startswith("[") else ("#fbe3d3", TEXT)
         look = {"boxstyle": "round,pad=0,rounding_size=0.008", "facecolor": face, "edgecolor": edge}
         words.add_patch(FancyBboxPatch((x, y), wide, high, **look))
-        words.text(x + wide / 2, y + high / 2, piece, ha="center", va="center", fontsize=9.5 if len(pieces) < 24 else 8)
+        size = 9.5 if len(pieces) < 24 else 8
+        words.text(x + wide / 2, y + high / 2, literal(piece), ha="center", va="center", fontsize=size)
     figure.suptitle(title, fontweight="bold", fontsize=12)
     return figure
 
@@ -410,6 +418,6 @@ def typed_sentences(sentences, images, scores, best: int = 5) -> Figure:
         for axes, i in zip(row, np.argsort(-score)[:best], strict=True):
             picture(axes, images[i])
             axes.set_xlabel(f"cosine {score[i]:.2f}", fontsize=9)
-        row[0].set_title(f"“{sentence}”", loc="left", fontsize=11)
+        row[0].set_title(f"“{literal(sentence)}”", loc="left", fontsize=11)
     figure.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     return figure

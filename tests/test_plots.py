@@ -7,7 +7,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from helpers import plots
@@ -60,3 +62,35 @@ def test_numbers_are_written_into_the_cells():
 def test_long_captions_are_wrapped_and_cut():
     assert plots.wrap("one two three", 5) == "one\ntwo\nthree"
     assert plots.wrap("word " * 50, 20, lines=2).endswith("…")
+
+
+MARKUP = r"<b>$\frac{</b> & $x_1$ &amp; \$5"  # what is between the first two dollars is no formula
+MARKED = {
+    "image_grid": lambda: plots.image_grid(PICTURES[:1], [MARKUP], width=40),
+    "similarity_matrix": lambda: plots.similarity_matrix(PICTURES[:1], [MARKUP], [[0.5]]),
+    "bars": lambda: plots.bars({MARKUP: 0.5}),
+    "confusion": lambda: plots.confusion(np.eye(8), [MARKUP, *"abcdefg"]),
+    "found_images": lambda: plots.found_images(MARKUP, PICTURES[:2], [0.4, 0.3]),
+    "found_captions": lambda: plots.found_captions(PICTURES[0], [MARKUP], [0.4]),
+    "scene_report": lambda: plots.scene_report(PICTURES[0], [MARKUP], [0.4], [MARKUP[:9]], [0.9]),
+    "tokens_and_patches": lambda: plots.tokens_and_patches(PICTURES[0], 12, ["[CLS]", MARKUP, "[SEP]"]),
+    "clip_diagram": lambda: plots.clip_diagram(PICTURES[:2], [MARKUP, "a dog"], SCORES[:2, :2]),
+    "typed_sentences": lambda: plots.typed_sentences([MARKUP], PICTURES, SCORES[:1], best=1),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_markup_in_a_caption_is_shown_as_it_is(name):
+    figure = MARKED[name]()
+    plots.png(figure)  # draws it: a formula that is none would raise
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    shown = [text.replace(r"\$", "$") for text in texts if not is_math_text(text)]  # as matplotlib does
+    assert any(MARKUP in text for text in shown), texts
+
+
+def test_a_word_with_dollars_is_drawn_as_it_is():
+    widths = []
+    for word in ("$x^1$", "x1"):
+        [drawn] = plots.word_cloud({word: 1}).axes[0].patches
+        widths.append(drawn.get_path().get_extents().width)
+    assert widths[0] > 2 * widths[1]

@@ -127,6 +127,22 @@ def test_an_error_is_shown_escaped_and_leaves_no_figure():
     assert plt.get_fignums() == []
 
 
+MARKUP = r"<script>alert(1)</script> $\frac{ & $x_1$"
+
+
+def test_a_sentence_with_markup_is_searched_for_and_shown(box):
+    box.controls["sentence"].value = "a dog"
+    other = shown(box)[0]
+    box.controls["sentence"].value = MARKUP
+    assert shown(box)[0] != other
+
+
+def test_captions_and_names_with_markup_are_shown(model):
+    captions, names = [MARKUP, "A dog."], ["car", "dog", MARKUP]
+    composer = widgets.scene_composer(model, captions, model.encode_texts(captions), names)
+    assert shown(composer)
+
+
 def test_an_error_without_a_word_is_named():
     def figure(sentence):
         raise RuntimeError
