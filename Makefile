@@ -33,7 +33,7 @@ bench: .venv/installed
 	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:  # downloaded COCO, committed results and .venv stay
-	rm -rf build data/cache data/minicoco data/minicoco-smoke
+	rm -rf build data/cache data/minicoco data/minicoco-smoke data/.minicoco*
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed (PyTorch asks \
