@@ -15,6 +15,7 @@ from PIL import Image
 
 from helpers import minicoco
 from helpers.coco import CaptionedImages, load_split
+from helpers.download import download
 from helpers.embeddings import Embeddings, extract_embeddings
 from helpers.encoders import ImageTower, TextTower, load_towers, weights_digest
 from helpers.model import CLIP, load_heads, load_model, save_heads
@@ -26,9 +27,11 @@ UNSTEADY = ("losses", "seconds", "images_per_second")  # not kept beside the hea
 
 
 def data(profile: Profile, split: str) -> CaptionedImages:
-    """Pictures and captions of a split ("train", "dev" or "val"); MiniCOCO is rendered first where it is missing."""
+    """Pictures and captions of a split ("train", "dev" or "val"); MiniCOCO is rendered, COCO fetched where missing."""
     if profile.rendered:
         minicoco.render(profile)
+    else:
+        download(profile)
     return load_split(profile, split)
 
 

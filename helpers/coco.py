@@ -7,10 +7,12 @@ MiniCOCO is written in the same layout, so this module reads both and never asks
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
+import sys
 import warnings
 from copy import copy
 from pathlib import Path
@@ -21,7 +23,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, Sampler
 
-WHERE = "Notebook 01 renders MiniCOCO and says where COCO 2017 comes from; CLIP_COCO_DIR names a copy you already have."
+from helpers.download import download
+from helpers.profiles import get_profile
+
+FETCH = "`python -m helpers.coco --profile coco-val` fetches COCO 2017"
+WHERE = f"Notebook 01 renders MiniCOCO; {FETCH}; CLIP_COCO_DIR names a copy you already have."
 WHOLE = (b"\xff\xd9", b"IEND\xaeB`\x82")  # how a complete JPEG, a complete PNG ends
 MOST_PIXELS = 50_000_000  # of a picture, a few hundred megabytes once decoded; COCO's have some 300,000
 CAPTION, ORDER, SPLIT = range(3)  # what a hash decides
@@ -314,3 +320,21 @@ class EpochBatches(Sampler):
         order = self.images.order(self.epoch).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield [(self.epoch, i) for i in order[start : start + self.batch_size]]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fetch what a profile needs of COCO 2017 into data/coco, or into the folder that CLIP_COCO_DIR names."""
+    parser = argparse.ArgumentParser("python -m helpers.coco", description=main.__doc__)
+    parser.add_argument("--profile", default="coco-val", help="coco-val (1.1 GB to fetch) or coco (20 GB)")
+    parser.add_argument("--delete-zips", action="store_true", help="each as soon as it is unpacked")
+    args = parser.parse_args(argv)
+    try:
+        profile = get_profile(args.profile)
+        download(profile, args.delete_zips)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print(f"{profile.data}: " + ("rendered by notebook 01, nothing to fetch" if profile.rendered else "complete"))
+
+
+if __name__ == "__main__":
+    main()
