@@ -2,13 +2,14 @@
 # make test     all tests              make lab      opens JupyterLab
 # make outputs  executes the notebooks in place, as committed; ONLY="03 06" picks some
 # make study    the experiments too long for a notebook: hours; goes on where it was stopped
+# make explorer build/explorer.html: where a model looks, in a browser, without Python
 # make readme   README's results       make bench    benchmarks      make clean   removes what was made
 PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 RUN := $(BIN)/python tools/run_notebooks.py $(if $(ONLY),--only $(ONLY))
 
-.PHONY: course test lab outputs study readme bench clean
+.PHONY: course test lab outputs study explorer readme bench clean
 
 course: .venv/installed
 	@mkdir -p build && ln -sfn ../assets build/assets
@@ -25,6 +26,9 @@ outputs: .venv/installed
 
 study: .venv/installed
 	@$(BIN)/python -m helpers.study
+
+explorer: .venv/installed
+	@$(BIN)/python -m helpers.explorer
 
 readme: .venv/installed
 	@$(BIN)/python tools/readme_table.py

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from helpers.plots import TEXT, literal, picture, wrap
@@ -37,20 +38,36 @@ def overlay(axes, image, grid, top: float | None = None, strength: float = 0.85,
     shown = axes.imshow(grid, cmap=heat(strength), vmin=0, vmax=top, extent=extent, interpolation="nearest")
     if marked is not None:
         corner = marked[1] * width / wide - 0.5, marked[0] * height / high - 0.5
-        axes.add_patch(plt.Rectangle(corner, width / wide, height / high, fill=False, edgecolor="black", linewidth=2))
+        for color, line in (("white", 4), ("black", 2)):  # seen on light and on dark
+            box = plt.Rectangle(corner, width / wide, height / high, fill=False, edgecolor=color, linewidth=line)
+            axes.add_patch(box)
     return shown
 
 
-def word_bars(axes, words, scores, special: float | None = None, top: float | None = None) -> None:
-    """A caption's words from top to bottom, each with its score as a bar; special: the share [CLS] and [SEP] take."""
+def short(value: float, _position=None) -> str:
+    """A number of a scale in two digits: 0.0025, 0.5, 1."""
+    return f"{value:.2g}"
+
+
+def word_bars(axes, words, scores, special: float | None = None, top: float | None = None, word=None) -> None:
+    """A caption's words from top to bottom, each with its score as a bar.
+
+    special: the share [CLS] and [SEP] take; top: the end of the scale; word: the number of one to mark.
+    """
     scores = np.asarray(scores, float)
     axes.barh(range(len(words)), scores, color=TEXT, alpha=0.85, height=0.7)
-    axes.set_yticks(range(len(words)), [literal(word) for word in words], fontsize=10 if len(words) < 14 else 8)
+    room = 72 * axes.get_position().height * axes.figure.get_figheight() / max(len(words), 1)  # points a line
+    words = [name if len(name) <= 16 else f"{name[:15]}…" for name in words]
+    names = ["▸ " * (i == word) + literal(name) for i, name in enumerate(words)]
+    for i, name in enumerate(axes.set_yticks(range(len(words)), names, fontsize=min(10, 0.8 * room))):
+        name.label1.set_fontweight("bold" if i == word else "normal")
     axes.set_xlim(0, 1.05 * max(scores.max(initial=0) if top is None else top, 1e-12))
-    axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set(major_locator=MaxNLocator(3), major_formatter=FuncFormatter(short))
+    axes.tick_params(axis="x", labelsize=8.5)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="score" if special is None else f"score ([CLS] and [SEP] take {special:.0%})")
+    label = "score" if special is None else f"score ([CLS] and [SEP] take {special:.0%})"
+    axes.set_xlabel(label, fontsize=9)
 
 
 def maps(images, grids, titles=None, columns: int = 5, title: str = "", label: str = "score",
@@ -83,14 +100,27 @@ def maps(images, grids, titles=None, columns: int = 5, title: str = "", label: s
 
 
 def pair(image, grid, words, scores, special: float | None = None, title: str = "", label: str = "score",
-         strength: float = 0.85, top: float | None = None, marked=None) -> Figure:  # fmt: skip
-    """A picture, its map with a colour bar, and its caption's words as bars."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.6), width_ratios=[3, 3.5, 3.2])
+         strength: float = 0.85, top: float | None = None, marked=None, word: int | None = None,
+         below: float = 0.0, above: float = 0.0) -> Figure:  # fmt: skip
+    """A picture, its map with a colour bar, and its caption's words as bars; word: the number of one to mark.
+
+    Laid out by hand, in inches, which is drawn three times as fast as a layout that has to be found. below, above:
+    inches to leave free under and over it all.
+    """
+    width, height, side, low = 10.6, 4.4 + below + above, 3.3, 0.5 + below
+    figure = plt.figure(figsize=(width, height), layout="none")
+
+    def place(x, y, w, h):
+        return figure.add_axes([x / width, y / height, w / width, h / height])
+
+    left, middle, right = place(0.1, low, side, side), place(3.6, low, side, side), place(8.95, low, 1.6, side)
+    bar = place(7.0, low + 0.3, 0.13, side - 0.6)
     picture(left, image)
     shown = overlay(middle, image, grid, top=top, strength=strength, marked=marked)
-    figure.colorbar(shown, ax=middle, label=label, shrink=0.85)
-    word_bars(right, words, scores, special)
+    figure.colorbar(shown, cax=bar, ticks=MaxNLocator(5), format=FuncFormatter(short)).set_label(label, fontsize=9)
+    bar.tick_params(labelsize=8.5)
+    word_bars(right, words, scores, special, word=word)
     for axes, name in ((left, "the picture"), (middle, "over its patches"), (right, "over the words")):
         axes.set_title(name, fontsize=11)
-    figure.suptitle(title)
+    figure.text(0.1 / width, 1 - (0.1 + above) / height, title, va="top", fontsize=12)
     return figure

@@ -37,10 +37,11 @@ def style() -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, and closed: what a widget shows."""
-    data = light_png(figure)
+    """The figure as PNG bytes, and closed: what a widget shows. One laid out by hand is not cropped: faster."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight" if figure.get_layout_engine() else None)
     plt.close(figure)
-    return data
+    return buffer.getvalue()
 
 
 def light_png(figure: Figure) -> bytes:

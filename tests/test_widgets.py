@@ -1,5 +1,6 @@
 """The widgets without a kernel: a value is set, the PNG's bytes change."""
 
+import datetime
 import io
 import zlib
 
@@ -10,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from helpers import drawings, plots, widgets
+from helpers import composer as composing
+from helpers import drawings, live, panels, plots, widgets
+from helpers.composer import AS_DRAWN, NOTHING, RELATIONS, compose
+from helpers.model import CLIP
 from helpers.scenes import draw, relation_of
-from helpers.widgets import AS_DRAWN, NOTHING, compose
+from tests.tiny import image_tower, text_tower
 
 CAPTIONS = [f"Caption number {i}." for i in range(12)]
 NAMES = ["car", "dog", "stop sign", "apple", "giraffe"]
@@ -50,7 +54,7 @@ def box(model, images):
 
 @pytest.fixture
 def composer(model):
-    return widgets.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES)
+    return composing.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES)
 
 
 @pytest.fixture(autouse=True)
@@ -119,15 +123,15 @@ def test_an_error_is_shown_escaped_and_leaves_no_figure():
         return drawn
 
     text = ipywidgets.Text(value="fine", description="Sentence:")
-    live = widgets.Live(figure, {"sentence": text}, [["sentence"]], height=100)
-    assert shown(live)
+    box = live.Live(figure, {"sentence": text}, [["sentence"]], height=100)
+    assert shown(box)
     text.value = "<script>alert(1)</script>"
-    assert "&lt;script&gt;" in live.message.value and "<script>" not in live.message.value
-    assert 'role="alert"' in live.message.value
+    assert "&lt;script&gt;" in box.message.value and "<script>" not in box.message.value
+    assert 'role="alert"' in box.message.value
     assert plt.get_fignums() == []
 
 
-MARKUP = r"<script>alert(1)</script> $\frac{ & $x_1$"
+MARKUP = r"<script>alert(1)</script> $\frac{$ & $x_1$"
 
 
 def test_a_sentence_with_markup_is_searched_for_and_shown(box):
@@ -139,7 +143,7 @@ def test_a_sentence_with_markup_is_searched_for_and_shown(box):
 
 def test_captions_and_names_with_markup_are_shown(model):
     captions, names = [MARKUP, "A dog."], ["car", "dog", MARKUP]
-    composer = widgets.scene_composer(model, captions, model.encode_texts(captions), names)
+    composer = composing.scene_composer(model, captions, model.encode_texts(captions), names)
     assert shown(composer)
 
 
@@ -147,8 +151,8 @@ def test_an_error_without_a_word_is_named():
     def figure(sentence):
         raise RuntimeError
 
-    live = widgets.Live(figure, {"sentence": ipywidgets.Text(description="Sentence:")}, [["sentence"]], height=100)
-    assert "RuntimeError" in live.message.value
+    box = live.Live(figure, {"sentence": ipywidgets.Text(description="Sentence:")}, [["sentence"]], height=100)
+    assert "RuntimeError" in box.message.value
 
 
 def test_a_figure_of_the_readers_own_stays_open(box):
@@ -185,14 +189,14 @@ def test_compose_makes_the_scene_asked_for():
     assert scene(first="stop sign", colour=AS_DRAWN).things[0].colour is None
 
 
-@pytest.mark.parametrize("told, relation", widgets.RELATIONS.items())
+@pytest.mark.parametrize("told, relation", RELATIONS.items())
 def test_compose_puts_things_as_told(told, relation):
     assert relation_of(*scene(relation=told).things) == relation
 
 
 def test_described_shows_scene_captions_and_probabilities(model):
     made, embeds, classes = scene(), model.encode_texts(CAPTIONS), model.encode_texts(NAMES)
-    figure = widgets.described(model, made, CAPTIONS, embeds, NAMES, classes)
+    figure = composing.described(model, made, CAPTIONS, embeds, NAMES, classes)
     left, middle, right = figure.axes
     picture = draw(made)[0]
     assert (left.images[0].get_array() == picture).all()
@@ -208,13 +212,13 @@ def test_described_shows_scene_captions_and_probabilities(model):
 
 
 def test_the_composer_offers_what_can_be_drawn(model):
-    composer = widgets.scene_composer(
+    composer = composing.scene_composer(
         model, CAPTIONS, model.encode_texts(CAPTIONS), ["hair drier", "dog", "parking meter"]
     )
     assert composer.controls["first"].options == ("dog",)
     assert composer.controls["second"].options == (NOTHING, "dog")
     with pytest.raises(ValueError, match="can be drawn"):
-        widgets.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), ["hair drier"])
+        composing.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), ["hair drier"])
 
 
 @pytest.mark.parametrize("name", ["place", "time", "first", "colour", "count", "relation", "second", "second_colour"])
@@ -258,7 +262,7 @@ def test_a_new_object_is_drawn_once(composer):
 
 def test_the_composer_starts_where_it_is_told_to(model):
     start = {"first": "stop sign", "second": NOTHING, "place": "street", "time": "night"}
-    composer = widgets.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES, start=start)
+    composer = composing.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES, start=start)
     assert {name: composer.controls[name].value for name in start} == start
     shown(composer)
 
@@ -281,3 +285,137 @@ def test_pictures_keep_their_height(composer):
 
 def test_png_closes_its_figure():
     assert plots.png(plt.figure()).startswith(b"\x89PNG")
+
+
+# A matrix, a softmax, a picture of one's own
+
+
+def test_the_matrix_shows_what_meets_in_a_cell(images):
+    similarity = torch.arange(12.0).view(4, 3) / 12 - 0.3
+    matrix = widgets.matrix_explorer(images[:3], CAPTIONS[:4], similarity)
+    before = shown(matrix)[0]
+    for name, value in (("row", 4), ("column", 2)):
+        matrix.controls[name].value = value
+        assert shown(matrix)[0] != before
+        before = shown(matrix)[0]
+    figure = panels.matrix_cell(images[:3], CAPTIONS[:4], similarity.numpy(), 3, 1)
+    text = "\n".join(t.get_text() for t in figure.texts)
+    assert "cosine 0.53" in text and CAPTIONS[3] in text
+    assert "number 2 of 3 pictures" in text and "number 1 of 4 captions" in text
+    assert figure.axes[0].patches[-1].get_xy() == (0.5, 2.5)
+    assert (figure.axes[2].images[0].get_array()[0, 0] == images[1].getpixel((0, 0))).all()
+    plt.close(figure)
+
+
+def test_the_factor_sharpens_the_softmax(model, images):
+    embeds = model.encode_images(images), model.encode_texts(CAPTIONS)
+    slider = widgets.temperature_slider(images, embeds[0], CAPTIONS, embeds[1], factor=10.0)
+    before = shown(slider)[0]
+    slider.controls["factor"].value = 80
+    assert shown(slider)[0] != before
+    highest = []
+    for factor in (1.0, 10.0, 100.0):
+        figure = widgets.softened(images[2], embeds[0][2], CAPTIONS, embeds[1], factor)
+        cosines, chances = ([bar.get_width() for bar in axes.patches] for axes in figure.axes[1:])
+        plt.close(figure)
+        expected = (factor * embeds[1] @ embeds[0][2]).softmax(dim=0).sort(descending=True).values
+        assert chances == pytest.approx(expected.tolist(), abs=1e-5)
+        assert cosines == sorted(cosines, reverse=True)
+        highest.append(chances[0])
+    assert highest == sorted(highest) and highest[0] < 0.2 < 0.5 < highest[2]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    towers = image_tower(size=32, num_hidden_layers=2), text_tower()
+    torch.manual_seed(0)
+    return CLIP(16, 16, 8, *towers).eval()
+
+
+WORDED, CLASSES = ["a red bus", "a blue dog", "two cats on the beach"], ["dog", "cat"]
+
+
+def own(clip, drawn=True, start=None):
+    embeds = clip.encode_texts(WORDED), clip.encode_texts(CLASSES)
+    return widgets.own_picture(clip, WORDED, embeds[0], CLASSES, embeds[1], drawn, start)
+
+
+def told(figure):
+    return "\n".join(t.get_text() for t in figure.texts)
+
+
+def explained(clip, file, drawn=True, caption=""):
+    embeds = clip.encode_texts(WORDED), clip.encode_texts(CLASSES)
+    return widgets.explained(clip, file, WORDED, embeds[0], CLASSES, embeds[1], drawn, caption)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def test_a_picture_of_ones_own_is_classified_captioned_and_explained(clip, photo):
+    figure = explained(clip, photo)
+    image_embed = clip.encode_images([live.opened(photo)])[0]
+    best = (clip.encode_texts(WORDED) @ image_embed).sort(descending=True)
+    nearest = WORDED[int(best.indices[0])]
+    notice = next(text for text in figure.texts if text.get_text() == widgets.DRAWN)
+    assert notice.get_position()[1] == max(text.get_position()[1] for text in figure.texts), "it stands above all else"
+    assert f"“{nearest}”: cosine {best.values[0]:.2f}" in told(figure)
+    captions, classes = figure.axes[-2:]
+    assert [t.get_text().split("   ")[1] for t in captions.texts] == [WORDED[i] for i in best.indices.tolist()]
+    assert sum(bar.get_width() for bar in classes.patches) == pytest.approx(1, abs=1e-5)
+    assert [t.get_text() for t in figure.axes[2].get_yticklabels()] == nearest.replace("cats", "[UNK]").split()
+    plt.close(figure)
+    typed = explained(clip, photo, drawn=False, caption="a big dog")
+    assert widgets.DRAWN not in told(typed) and "“a big dog”" in told(typed)
+    plt.close(typed)
+
+
+def test_only_a_model_of_drawings_says_so_and_says_so_first(clip, photo):
+    first = own(clip, True, photo).children[0]
+    assert widgets.DRAWN in first.value
+    assert all(widgets.DRAWN not in getattr(child, "value", "") for child in own(clip, False, photo).children[:-1])
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text", b"GIF89a"])
+def test_a_file_that_is_no_picture_is_answered_in_a_sentence(clip, photo, tmp_path, content):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(content)
+    with pytest.raises(OSError, match="bad.png is no whole picture"):
+        explained(clip, bad)
+    with pytest.raises(FileNotFoundError, match="none.png does not exist"):
+        explained(clip, tmp_path / "none.png")
+    assert plt.get_fignums() == []
+
+
+def test_ones_own_picture_and_caption_change_what_is_shown(clip, photo):
+    widget = own(clip, True, photo)
+    first = shown(widget)[0]
+    widget.controls["caption"].value = "a small cat"
+    second = shown(widget)[0]
+    content = io.BytesIO()
+    Image.new("RGB", (60, 40), "green").save(content, "PNG")
+    now = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+    file = {"type": "image/png", "last_modified": now}
+    widget.controls["file"].value = ({**file, "name": "g.png", "size": 9, "content": memoryview(content.getvalue())},)
+    third = shown(widget)[0]
+    assert len({first, second, third}) == 3
+    widget.controls["file"].value = ({**file, "name": "<b>.png", "size": 4, "content": memoryview(b"oops")},)
+    assert "&lt;b&gt;.png is no whole picture" in widget.message.value and widget.picture.value == third
+
+
+def test_uploads_of_both_versions_of_ipywidgets_are_read():
+    assert live.uploaded({}) is live.uploaded(()) is None
+    seven = {"a.jpg": {"metadata": {"name": "a.jpg"}, "content": b"old"},
+             "b.jpg": {"metadata": {"name": "b.jpg"}, "content": b"new"}}  # fmt: skip
+    eight = ({"name": "b.jpg", "type": "image/jpeg", "size": 3, "content": memoryview(b"new")},)
+    for value in (seven, eight):
+        file = live.uploaded(value)
+        assert (file.name, file.read()) == ("b.jpg", b"new")
+
+
+def test_a_large_picture_is_shown_smaller(tmp_path):
+    Image.new("RGB", (3000, 1500), "blue").save(tmp_path / "large.jpg")
+    assert live.opened(tmp_path / "large.jpg").size == (800, 400)
