@@ -64,7 +64,7 @@ def test_long_captions_are_wrapped_and_cut():
     assert plots.wrap("word " * 50, 20, lines=2).endswith("…")
 
 
-MARKUP = r"<b>$\frac{</b> & $x_1$ &amp; \$5"  # what is between the first two dollars is no formula
+MARKUP = r"<b>$\frac{$</b> & $x_1$ &amp; \$5"  # what is between the first two dollars is no formula
 MARKED = {
     "image_grid": lambda: plots.image_grid(PICTURES[:1], [MARKUP], width=40),
     "similarity_matrix": lambda: plots.similarity_matrix(PICTURES[:1], [MARKUP], [[0.5]]),
