@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from copy import copy
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ def _as_rgb(image: Image.Image, size: int | None) -> Image.Image:
 
 
 class Captions(NamedTuple):
-    """A captions file as flat arrays: no Python object per caption, so that forked workers share the memory."""
+    """A captions file as flat arrays: no Python object per caption, so that workers share the memory."""
 
     digest: str  # SHA-256 of the file
     image_ids: np.ndarray  # [N] int64, ascending
@@ -137,8 +138,25 @@ def read_captions(path) -> Captions:
         files[rows],
         starts=np.append(np.searchsorted(owners, image_ids), len(owners)),
         offsets=np.cumsum([0, *map(len, texts)]),
-        utf8=np.frombuffer(b"".join(texts), np.uint8),
+        utf8=np.frombuffer(bytearray().join(texts), np.uint8),  # of a bytearray: PyTorch warns of what is read-only
     )
+
+
+_sent: dict[str, list[torch.Tensor]] = {}  # digest → the arrays, as PyTorch shares them
+
+
+def _send(table: Captions):
+    """To a spawned worker: as tensors, which PyTorch holds once for all processes. Forked workers share anyway."""
+    if table.digest not in _sent:
+        _sent[table.digest] = [torch.from_numpy(array.view(np.uint8)) for array in table[1:]]
+    return _receive, (table.digest, [array.dtype for array in table[1:]], _sent[table.digest])
+
+
+def _receive(digest: str, dtypes, tensors) -> Captions:
+    return Captions(digest, *(tensor.numpy().view(dtype) for tensor, dtype in zip(tensors, dtypes)))
+
+
+ForkingPickler.register(Captions, _send)
 
 
 def read_json(path, *keys) -> tuple[dict, str]:
