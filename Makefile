@@ -3,13 +3,14 @@
 # make outputs  executes the notebooks in place, as committed; ONLY="03 06" picks some
 # make study    the experiments too long for a notebook: hours; goes on where it was stopped
 # make explorer build/explorer.html: where a model looks, in a browser, without Python
+# make colab    REPO=owner/name: what Colab opens and clones, in every notebook
 # make readme   README's results       make bench    benchmarks      make clean   removes what was made
 PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
 RUN := $(BIN)/python tools/run_notebooks.py $(if $(ONLY),--only $(ONLY))
 
-.PHONY: course test lab outputs study explorer readme bench clean
+.PHONY: course test lab outputs study explorer readme colab bench clean
 
 course: .venv/installed
 	@mkdir -p build && ln -sfn ../assets build/assets
@@ -32,6 +33,9 @@ explorer: .venv/installed
 
 readme: .venv/installed
 	@$(BIN)/python tools/readme_table.py
+
+colab:
+	@$(PYTHON) tools/colab.py "$(REPO)"
 
 bench: .venv/installed
 	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
