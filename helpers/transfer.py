@@ -42,13 +42,11 @@ def fetch(url: str, path: Path, size: int, md5: str, bar: tqdm, pauses=PAUSES) -
         if _md5(path, size, bar) == md5:
             return
         os.replace(path, part)  # perhaps a beginning
-    if bytes_of(part) > size:
-        part.unlink()
     begun = bytes_of(part)
     _complete(url, part, size, bar, pauses)
     if (found := _md5(part, size, bar)) != md5:
         part.unlink()
-        if begun:  # by an earlier run, and perhaps of another file: once more, from the start
+        if begun:  # by an earlier run, perhaps of another or a longer file: once more, from the start
             return fetch(url, path, size, md5, bar, pauses)
         raise DownloadError(f"{url} came with the MD5 {found}, the true one has {md5}. Nothing of it is kept.")
     os.replace(part, path)

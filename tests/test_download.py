@@ -377,7 +377,10 @@ def test_killed_in_the_middle_of_unpacking(get, server, files, tmp_path, stop):
     kill_when(start(root, files, stop), lambda: unpacked(root) == stop + 1)
     assert not (root / "val2017").exists() and (root / ".unpacking").is_dir()
     assert (root / "annotations").exists() == (stop > 1)
+    (root / ".unpacking" / "val2017").mkdir(exist_ok=True)
+    (root / ".unpacking" / "val2017" / "stray.jpg").touch()  # what was left does not get in
     assert_whole(get())
+    assert len(list((root / "val2017").iterdir())) == len(IDS)
     assert len(server.requests) == 2  # nothing is fetched twice
 
 
