@@ -8,6 +8,7 @@ the gradient of a picture's similarity to a caption. Part of the layers: attenti
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -27,14 +28,18 @@ AT_A_TIME = 16  # examples that `record` runs at once: a model hands out all of 
 
 @contextmanager
 def showing_attention(tower):
-    """Inside, the tower is in evaluation mode and computes attention so that its weights can be handed out."""
-    before = tower.model.config._attn_implementation
-    with training_mode(tower, False):
-        try:
-            tower.model.set_attn_implementation("eager")
-            yield
-        finally:
-            tower.model.set_attn_implementation(before)
+    """Inside, the tower's model is a twin on the same weights: in evaluation mode, and computing attention openly.
+
+    The model itself is not touched: transformers leaves hooks in one that was asked for attention; here in the twin.
+    """
+    model = tower.model
+    weights = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    try:
+        tower.model = copy.deepcopy(model, weights).eval()  # whatever is in `weights` is shared, not copied
+        tower.model.set_attn_implementation("eager")
+        yield
+    finally:
+        tower.model = model
 
 
 def run(tower, batch: dict[str, Tensor], trace: bool = False):
@@ -68,13 +73,17 @@ def record(tower, batch: dict[str, Tensor], layers=slice(None)) -> Tensor:
     parts = []
     with showing_attention(tower), torch.no_grad():
         for rows in torch.arange(len(next(iter(batch.values())))).split(AT_A_TIME):
-            attentions, _ = run(tower, {name: values[rows] for name, values in batch.items()})
-            asked = attentions[layers] if isinstance(layers, slice) else [attentions[k] for k in layers]
+            chunk = {name: values[rows] for name, values in batch.items()}
+            asked = _asked(run(tower, chunk)[0], layers)
             parts.append(torch.stack([weights.float().cpu() for weights in asked]))  # [L, b, H, N, N]
     attentions = torch.cat(parts, dim=1)
     if "attention_mask" in batch:
         attentions *= batch["attention_mask"].cpu()[:, None, :, None]
     return attentions
+
+
+def _asked(attentions, layers) -> list[Tensor]:
+    return list(attentions[layers]) if isinstance(layers, slice) else [attentions[k] for k in layers]
 
 
 def pooling(batch: dict[str, Tensor], tokens: int) -> Tensor:
@@ -93,7 +102,7 @@ def one_token(index: int, examples: int, tokens: int) -> Tensor:
 def raw_attention(attentions: Tensor, source: Tensor, layer: int = -1, head: int | None = None) -> Tensor:
     """What the source looks at in one layer, in one head or in their mean: [B, N]. Knows no other layer."""
     weights = attentions[layer].mean(dim=1) if head is None else attentions[layer][:, head]  # [B, N, N]
-    return torch.einsum("bi,bij->bj", source, weights)
+    return torch.einsum("bi,bij->bj", source.to(weights), weights)
 
 
 def fuse_heads(attentions: Tensor, fuse: str = "mean", discard: float = 0.0, residual: bool = True) -> Tensor:
@@ -115,7 +124,7 @@ def fuse_heads(attentions: Tensor, fuse: str = "mean", discard: float = 0.0, res
         flat[..., 0] = first
         fused = flat.view_as(fused)
     if residual:
-        fused = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1])
+        fused = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1]).to(fused)
     return fused / fused.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny)
 
 
@@ -126,12 +135,13 @@ def rollout(attentions: Tensor, source: Tensor | None = None, **fusing) -> Tenso
     """
     matrices = fuse_heads(attentions, **fusing)
     if source is None:
-        source = torch.eye(attentions.shape[-1]).expand(attentions.shape[1], -1, -1)  # [B, N, N]
+        rows = torch.eye(matrices.shape[-1]).expand_as(matrices[0])  # [B, N, N]
     else:
-        source = source[:, None]  # [B, 1, N]
+        rows = source[:, None]  # [B, 1, N]
+    rows = rows.to(matrices)
     for matrix in matrices.flip(0):  # from the last layer to the first: a row times a matrix, not matrix by matrix
-        source = source @ matrix
-    return source.squeeze(1) if source.shape[1] == 1 else source
+        rows = rows @ matrix
+    return rows if source is None else rows.squeeze(1)
 
 
 def flow(attentions: Tensor, source: Tensor, residual: bool = True) -> Tensor:
@@ -139,35 +149,32 @@ def flow(attentions: Tensor, source: Tensor, residual: bool = True) -> Tensor:
 
     Abnar & Zuidema 2020, section 3: node (l, i) has an edge of capacity Â_l[i, j] to node (l-1, j); here a source node
     stands above the last layer, with an edge of capacity source[i] to each of its tokens. Capacities are rounded down
-    to multiples of 1 / 2³⁰, so a value is low by at most that times the number of edges in the cut. About L·N² steps a
-    token: seconds for a picture of ViT-B/16.
+    to multiples of 1 / 2³⁰, so a value is low by at most that times the number of edges in the smallest cut, besides
+    the rounding of the attentions' own type. About L·N² steps a token: seconds for a picture of ViT-B/16.
     """
     matrices = fuse_heads(attentions, residual=residual).double().numpy()  # [L, B, N, N]
     flows = [_flow_of_one(matrices[:, b], source[b].double().numpy()) for b in range(matrices.shape[1])]
-    return torch.from_numpy(np.stack(flows)).float()
+    return torch.from_numpy(np.stack(flows)).to(attentions.dtype)
 
 
 def _flow_of_one(matrices: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Max-flow from source [N] through matrices [L, N, N] to every input token: [N].
 
-    Node 0 is the source, 1 + k·N + i token i of layer L-k (k = 0 … L-1), and the last node is the target. All targets
-    share the graph: only the capacities of the N edges into the target change.
+    Node 0 is the target, 1 + l·N + i is token i above layer l (l = 0 … L-1), and the last node is the source: scipy
+    tries edges in order of their ends, so those that lead on come before those that lead back. All targets share the
+    graph: only the capacities of the N edges into the target change, and they come first.
     """
     layers, n, _ = matrices.shape
-    target = 1 + layers * n
     token = np.arange(n)
-    upper = 1 + np.arange(layers - 1)[:, None, None] * n + token[:, None]  # [L-1, N, 1]
-    upper, lower = np.broadcast_arrays(upper, 1 + np.arange(1, layers)[:, None, None] * n + token)  # [L-1, N, N]
-    starts = np.concatenate([np.zeros(n, int), upper.ravel(), 1 + (layers - 1) * n + token])
-    ends = np.concatenate([1 + token, lower.ravel(), np.full(n, target)])
-    inner = np.concatenate([source, matrices[:0:-1].ravel(), np.ones(n)])  # the first layer comes last, below
-    capacities = (inner * RESOLUTION).astype(np.int32)
-    graph = csr_array((capacities, (starts, ends)), shape=(target + 1, target + 1))
-    last = slice(graph.nnz - n, graph.nnz)  # rows are in order of their start, so these are the edges into the target
+    ends = [np.zeros(n, int), *(np.tile(1 + k * n + token, n) for k in range(layers - 1)), 1 + (layers - 1) * n + token]
+    edges = np.repeat([0, 1, n], [1, n, (layers - 1) * n + 1])  # that leave the target, the first layer, the others
+    capacities = np.concatenate([np.ones(n), matrices[1:].ravel(), source])
+    arrays = capacities * RESOLUTION, np.concatenate(ends), np.concatenate([[0], edges.cumsum()])
+    graph = csr_array(tuple(array.astype(np.int32) for array in arrays), shape=(len(edges), len(edges)))
     values = np.empty(n)
     for j in range(n):
-        graph.data[last] = (matrices[0, :, j] * RESOLUTION).astype(np.int32)
-        values[j] = maximum_flow(graph, 0, target).flow_value / RESOLUTION
+        graph.data[:n] = (matrices[0, :, j] * RESOLUTION).astype(np.int32)
+        values[j] = maximum_flow(graph, len(edges) - 1, 0).flow_value / RESOLUTION
     return values
 
 
@@ -184,22 +191,29 @@ def relevance(model, images: dict, texts: dict, layers=slice(None)) -> tuple[Ten
 
     Chefer et al. 2021 (arXiv 2103.15679), equations 5 and 6, for each tower: R ← R + (∇A ∘ A)⁺ R over its layers, with
     ∇A the gradient of the pair's cosine, heads averaged; the source's row of R - I. images, texts: batches as in `run`,
-    pair b in row b; layers: a slice of both towers' layers, such as slice(-1, None). One forward and one backward pass.
+    pair b in row b; layers: as in `record`, of both towers, such as slice(-1, None). One forward and one backward pass.
     """
-    with showing_attention(model.image_tower), showing_attention(model.text_tower), torch.enable_grad():
-        runs = [run(model.image_tower, images, trace=True), run(model.text_tower, texts, trace=True)]
-        sources = [pooling(batch, states.shape[1]) for batch, (_, states) in zip((images, texts), runs, strict=True)]
-        pooled = [torch.einsum("bn,bnd->bd", s, states) for s, (_, states) in zip(sources, runs, strict=True)]
+    pairs = (model.image_tower, images), (model.text_tower, texts)
+    with (
+        training_mode(model, False),  # the heads drop nothing either
+        showing_attention(model.image_tower),
+        showing_attention(model.text_tower),
+        torch.enable_grad(),
+    ):
+        runs = [run(tower, batch, trace=True) for tower, batch in pairs]
+        sources = [pooling(batch, h.shape[1]).to(h) for (_, batch), (_, h) in zip(pairs, runs, strict=True)]
+        pooled = [torch.einsum("bn,bnd->bd", s, h) for s, (_, h) in zip(sources, runs, strict=True)]
         similarity = (model.project_image(pooled[0]) * model.project_text(pooled[1])).sum(dim=-1)  # [B]
-        asked = [attentions[layers] for attentions, _ in runs]
+        asked = [_asked(attentions, layers) for attentions, _ in runs]
         gradients = list(torch.autograd.grad(similarity.sum(), [a for tower in asked for a in tower]))
     scores = []
     for source, attentions in zip(sources, asked, strict=True):
         positive = [(gradients.pop(0) * a.detach()).clamp_min(0).mean(dim=1) for a in attentions]  # L times [B, N, N]
-        row = source[:, None]  # [B, 1, N], times (I + last) · … · (I + first)
+        source = source[:, None]  # [B, 1, N]
+        gained = torch.zeros_like(source)  # the source's row of (I + last) · … · (I + first), without the source itself
         for matrix in reversed(positive):
-            row = row + row @ matrix
-        scores.append((row.squeeze(1) - source).float().cpu())
+            gained = gained + (source + gained) @ matrix
+        scores.append(gained.squeeze(1).float().cpu())
     return scores[0], scores[1], similarity.detach().float().cpu()
 
 
@@ -240,7 +254,8 @@ def patch_grid(tower, pixel_values: Tensor, scores: Tensor) -> Tensor:
 def look(tower, batch: dict, method: str, layers=slice(None), source: int | None = None, **options) -> Tensor:
     """Scores of one tower's tokens [B, N] by "raw", "rollout" or "flow"; source: a token, by default the pooling."""
     if method not in METHODS[:3]:
-        raise ValueError(f"method is {method!r}: a tower by itself is read by one of {', '.join(METHODS[:3])}")
+        alone = ", ".join(METHODS[:3])
+        raise ValueError(f"method is {method!r}: a tower is read by {alone}, a pair by relevance (see `explain`)")
     attentions = record(tower, batch, layers)
     examples, tokens = attentions.shape[1], attentions.shape[-1]
     start = pooling(batch, tokens).cpu() if source is None else one_token(source, examples, tokens)

@@ -13,15 +13,17 @@ WORDS = "a red blue dog cat bus runs sleeps on the beach street near two three b
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def image_tower(seed=0, size=16, mean=0.5):
+def image_tower(seed=0, size=16, mean=0.5, **shape):
     torch.manual_seed(seed)
-    return ImageTower(ViTModel(ViTConfig(**SMALL, image_size=size, patch_size=8), False), size, [mean] * 3, [0.5] * 3)
+    config = ViTConfig(**{**SMALL, **shape}, image_size=size, patch_size=8)
+    return ImageTower(ViTModel(config, False), size, [mean] * 3, [0.5] * 3)
 
 
-def text_tower(seed=0, max_length=12, words=WORDS):
+def text_tower(seed=0, max_length=12, words=WORDS, **shape):
     torch.manual_seed(seed)
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    return TextTower(BertModel(BertConfig(**SMALL, vocab_size=64), False), BertTokenizerFast(vocab=vocab), max_length)
+    config = BertConfig(**{**SMALL, **shape}, vocab_size=64)
+    return TextTower(BertModel(config, False), BertTokenizerFast(vocab=vocab), max_length)
 
 
 def write_dataset(root, images=10):
