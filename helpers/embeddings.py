@@ -27,11 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from helpers import hardware
 from helpers.coco import CaptionedImages, open_image
 from helpers.encoders import ImageTower, TextTower, weights_digest
 from helpers.profiles import pick_device, written_whole
 
-WORKERS = max(2, min(8, (os.cpu_count() or 2) // 2))  # threads that decode pictures while the tower runs
+WORKERS = hardware.workers()  # threads that decode pictures while the tower runs
 Batch = tuple[np.ndarray, dict[str, Tensor]]  # row numbers [B] and the tower's inputs for them
 
 

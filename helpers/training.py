@@ -25,12 +25,13 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 from tqdm import tqdm
 
-from helpers import minicoco
+from helpers import hardware, minicoco
 from helpers.checkpoints import Checkpoints
 from helpers.coco import load_split, splitmix64
 from helpers.embeddings import extract_embeddings
 from helpers.encoders import load_towers
 from helpers.evaluation import ranks
+from helpers.hardware import best_precision
 from helpers.large_batch import cached_backward, gathered_clip_loss, ring_siglip_loss
 from helpers.losses import clip_loss, siglip_loss
 from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, evaluating, save_model, training_mode
@@ -260,13 +261,6 @@ def take_step(run, model, optimizer, batch, clip, chunk):
     return run.reduce(loss.detach(), "mean").item()
 
 
-def best_precision():
-    """What mixed precision the device is good at: "bf16", "fp16", or "no" on a CPU."""
-    if pick_device().type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
 def is_better(row, than, best):
     return row[best] < than[best] if best == "dev_loss" else row[best] > than[best]
 
@@ -305,6 +299,8 @@ def trained_parts(model, image_lr, text_lr, gradient_checkpointing=False):
     finally:
         for model in tuned:
             checkpointing(model, "disable")()
+            if hasattr(model, "_require_grads_hook"):  # left behind: a frozen tower would keep activations for nothing
+                model.disable_input_require_grads()
         for p, required in before:
             p.requires_grad_(required)
             p.grad = None
@@ -435,9 +431,13 @@ def main(argv=None) -> None:
         asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
         asked |= {"image_lr": args.image_lr if image else None, "text_lr": args.text_lr if text else None}
         settings = tuning(profile, image, text) | {name: value for name, value in asked.items() if value is not None}
+        run, needs = PartialState(), hardware.needed(model, image, text, settings["patches"])
+        chosen, why = hardware.choose(hardware.look(), settings["batch_size"] // run.num_processes, needs)
+        run.print(why)
+        again = args.gradient_checkpointing or chosen["gradient_checkpointing"] and not args.chunk
         histories["towers"] = fit(
             model, *splits, accumulate=args.accumulate, chunk=args.chunk, checkpoints=output / "towers",
-            gradient_checkpointing=args.gradient_checkpointing, every=args.every, **settings, **shared,
+            gradient_checkpointing=again, every=args.every, **settings, **shared,
         )  # fmt: skip
     tuned = {"both": ("image_tower", "text_tower"), "image": ("image_tower",), "text": ("text_tower",), "heads": ()}
     if PartialState().is_main_process:

@@ -395,6 +395,7 @@ def test_gradient_checkpointing_gives_the_same_losses(pictures):
         options = {"gradient_checkpointing": on, "image_lr": 1e-3, "text_lr": 1e-3}
         runs.append(fit(model, pairs, pairs, batch_size=4, epochs=1, **options)[0]["losses"])
         assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+        assert not model.text_tower.model.get_input_embeddings()._forward_hooks, "frozen again, it must keep nothing"
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
