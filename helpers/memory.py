@@ -1,4 +1,4 @@
-"""What training needs in memory, from the real configurations: weights, gradients, AdamW's moments and activations.
+"""What training needs, from the real configurations: memory, by weights, gradients, moments and activations; and work.
 
 Activations are counted, not estimated: one pair goes through towers of the true shape on the CPU, and every tensor that
 autograd keeps for the backward pass is added up. `measured` compares the count with the peak of a real process.
@@ -12,7 +12,9 @@ import sys
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from helpers.model import CLIP
@@ -73,6 +75,22 @@ def activation_bytes(model: CLIP, batch: dict, amp: bool = False) -> int:
                 outputs = functional_call(model.train(), weights, (batch,))
             del outputs
     return sum(size for size, _ in kept.values())
+
+
+def flops(model: CLIP, batch: dict) -> tuple[int, int]:
+    """Floating-point operations for a batch: of the forward pass, and of both passes.
+
+    PyTorch adds up all matrix products and convolutions; a multiplication and an addition count as two. As above,
+    nothing is computed.
+    """
+    with FakeTensorMode() as sizes, sdpa_kernel(SDPBackend.MATH):  # fused attention on a CPU is not counted
+        weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        weights, batch = tree_map_only(torch.Tensor, sizes.from_tensor, (weights, batch))
+        with FlopCounterMode(display=False) as counter:
+            outputs = functional_call(model.train(), weights, (batch,))
+            forward = counter.get_total_flops()
+            (outputs["image_embeds"].sum() + outputs["text_embeds"].sum()).backward()
+        return forward, counter.get_total_flops()
 
 
 def table(batch_size: int = 128, model: CLIP | None = None) -> list[dict]:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, ViTConfig
 
 from helpers import memory
-from helpers.memory import SETTINGS, activation_bytes, batch_for, dual_encoder, measured, table
+from helpers.memory import SETTINGS, activation_bytes, batch_for, dual_encoder, flops, measured, table
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 IMAGE, TEXT = ViTConfig(**SHAPE, image_size=32, patch_size=8), BertConfig(**SHAPE, vocab_size=100)
@@ -33,6 +33,16 @@ def test_activations_grow_with_the_batch_alone():
     model = dual_encoder(IMAGE, TEXT, 16)
     one, two, four = (activation_bytes(model, batch_for(model, n)) for n in (1, 2, 4))
     assert four - two == 2 * (two - one) > 0
+
+
+def test_flops_are_those_of_the_formula():
+    d, n, t, batch = 32, 1 + (32 // 8) ** 2, 20, 3
+    patches = 2 * (n - 1) * (3 * 8 * 8) * d
+    layers = sum(3 * (8 * k * d**2 + 4 * k**2 * d + 4 * k * d * 64) for k in (n, t))  # projections, attention, MLP
+    heads = 2 * (2 * d * 16 + 2 * 16 * 16)
+    forward, both = flops(dual_encoder(IMAGE, TEXT, 16), batch_for(dual_encoder(IMAGE, TEXT, 16), batch, t))
+    assert forward == batch * (patches + layers + heads)
+    assert both == 3 * forward - batch * patches  # backward: twice the work, but nobody asks for the pixels' gradient
 
 
 def test_the_table_is_ordered_as_one_expects():

@@ -1,8 +1,10 @@
 """README's table of results is what data/results says."""
 
+import json
+
 import pytest
 
-from tools.readme_table import ROOT, fill, load, table
+from tools.readme_table import GPU_END, GPU_START, ROOT, fill, gpu_table, load, table
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "gpu": None}
 
@@ -26,13 +28,16 @@ def test_rows_columns_and_numbers():
 
 def test_only_the_part_between_the_markers_changes():
     readme = "a\n<!-- results -->\nold\n<!-- /results -->\nb\n"
-    filled = fill(readme, [])
+    filled = fill(readme, table([]))
     assert filled.startswith("a\n<!-- results -->\nNo results yet") and filled.endswith("<!-- /results -->\nb\n")
-    assert "old" not in filled and fill(filled, []) == filled
+    assert "old" not in filled and fill(filled, table([])) == filled
     with pytest.raises(ValueError, match="markers"):
-        fill("no markers", [])
+        fill("no markers", "text")
 
 
 def test_readme_is_up_to_date():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(readme, load()) == readme, "README's table is not what data/results says: run `make readme`."
+    gpu = ROOT / "data/results/gpu.json"
+    filled = fill(readme, table(load()))
+    filled = fill(filled, gpu_table(json.loads(gpu.read_text()) if gpu.is_file() else None), GPU_START, GPU_END)
+    assert filled == readme, "README's tables are not what data/results says: run `make readme`."

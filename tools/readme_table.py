@@ -1,4 +1,4 @@
-"""Writes README's table of results from data/results/*.json, between its two markers. Nothing in it is typed by hand.
+"""Writes README's tables from data/results/*.json, each between its two markers. Nothing in them is typed by hand.
 
 The table holds the headline numbers; everything else that notebooks measure stays in the JSON files. A number that
 several notebooks report is taken from the first of them.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
+GPU_START, GPU_END = "<!-- gpu -->", "<!-- /gpu -->"
 
 MODELS = {
     "projection": "Projection heads",
@@ -76,12 +77,32 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def fill(readme: str, results: list[dict]) -> str:
-    """`readme` with the table between its markers. Raises ValueError where a marker is missing."""
-    if START not in readme or END not in readme:
-        raise ValueError(f"README.md needs the markers {START} and {END}, in this order.")
-    before, rest = readme.split(START, 1)
-    return f"{before}{START}\n{table(results)}\n{END}{rest.split(END, 1)[1]}"
+def gpu_table(result: dict | None) -> str:
+    """The Markdown table of data/results/gpu.json, or what writes it."""
+    if result is None:
+        return "On a GPU nothing has been measured yet: `python -m benchmarks.gpu` does."
+    names = {"no": "32 bits", "bf16": "bf16", "fp16": "fp16, scaled loss"}
+    lines = ["| Precision | Images/s | TFLOP/s | Peak of memory, GB |", "|---|---|---|---|"]
+    for precision, row in result["fine_tuning"].items():
+        peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
+        numbers = f"{row['images_per_second']:.0f} | {row['tflop_per_second']:.1f} | {peak}"
+        lines.append(f"| {names[precision]} | {numbers} |")
+    card, taken = f"{result['machine']['gpu']}, {result['memory_gb']:.0f} GB", result["extraction"]
+    lines += [
+        "",
+        f"{card}: both towers tuned, of ViT-B/16's and BERT-base's shape, weights and pictures random; batches of "
+        f"{result['batch_size']}, {result['patches']:.0%} of the patches. Features of {taken['images']:,} JPEGs and "
+        f"{taken['captions']:,} captions took {taken['seconds']:.0f} s. Made by `python -m benchmarks.gpu`.",
+    ]
+    return "\n".join(lines)
+
+
+def fill(readme: str, text: str, start: str = START, end: str = END) -> str:
+    """`readme` with `text` between two markers. Raises ValueError where a marker is missing."""
+    if start not in readme or end not in readme:
+        raise ValueError(f"README.md needs the markers {start} and {end}, in this order.")
+    before, rest = readme.split(start, 1)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}"
 
 
 def load() -> list[dict]:
@@ -91,7 +112,9 @@ def load() -> list[dict]:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    filled = fill(readme.read_text(encoding="utf-8"), load())
+    filled = fill(readme.read_text(encoding="utf-8"), table(load()))
+    gpu = ROOT / "data/results/gpu.json"
+    filled = fill(filled, gpu_table(json.loads(gpu.read_text()) if gpu.is_file() else None), GPU_START, GPU_END)
     partial = readme.with_name(".README.md.partial")
     partial.write_text(filled, encoding="utf-8")
     os.replace(partial, readme)
