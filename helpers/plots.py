@@ -234,7 +234,7 @@ def bars(
     rows: dict, title: str = "", xlabel: str = "", chance: dict | None = None, ceiling: dict | None = None
 ) -> Figure:
     """Horizontal bars {name: value or (value, (low, high))} between 0 and 1; chance and ceiling as marks on them."""
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * len(rows)))
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * max(2, len(rows))))
     for y, (name, value) in enumerate(rows.items()):
         value, interval = value if isinstance(value, tuple) else (value, None)
         axes.barh(y, value, color=IMAGE, alpha=0.85, height=0.62)
