@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
