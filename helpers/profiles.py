@@ -73,7 +73,8 @@ COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-u
         "image_lr": 4e-5, "text_lr": 1e-5}  # fmt: skip
 
 
-def _profiles() -> dict[str, Profile]:
+def all_profiles() -> dict[str, Profile]:
+    """The table: every profile by its name."""
     data = ROOT / "data"
     coco = Path(os.environ.get("CLIP_COCO_DIR", data / "coco")).expanduser()
     val, train = "val2017", "train2017"
@@ -95,7 +96,7 @@ def get_profile(name: str | None = None) -> Profile:
 
     Raises ValueError for a name that does not exist.
     """
-    profiles = _profiles()
+    profiles = all_profiles()
     asked = os.environ.get("CLIP_PROFILE") or name or "mini"
     if asked not in profiles:
         where = "CLIP_PROFILE" if os.environ.get("CLIP_PROFILE") else "PROFILE"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helpers.profiles import _profiles
+from helpers.profiles import all_profiles
 from tools import colab
 from tools.run_notebooks import ROOT
 
@@ -141,7 +141,7 @@ print(os.getcwd())
 
 def test_form_field_offers_the_profiles_and_chooses_one_and_the_course_itself_installs_nothing(run):
     field = re.search(r'^PROFILE = "mini"  #@param (\[.*\])$', CELL, re.MULTILINE)
-    assert set(ast.literal_eval(field[1])) == set(_profiles()) - {"smoke"}
+    assert set(ast.literal_eval(field[1])) == set(all_profiles()) - {"smoke"}
     other = CELL.replace('PROFILE = "mini"', 'PROFILE = "coco-val"')
     done, asked = run("print(os.getcwd())", cell=other, cwd=ROOT / "notebooks")
     assert done.returncode == 0, done.stderr
