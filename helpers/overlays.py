@@ -58,16 +58,17 @@ def word_bars(axes, words, scores, special: float | None = None, top: float | No
     axes.barh(range(len(words)), scores, color=TEXT, alpha=0.85, height=0.7)
     room = 72 * axes.get_position().height * axes.figure.get_figheight() / max(len(words), 1)  # points a line
     words = [name if len(name) <= 16 else f"{name[:15]}…" for name in words]
-    names = ["▸ " * (i == word) + literal(name) for i, name in enumerate(words)]
-    for i, name in enumerate(axes.set_yticks(range(len(words)), names, fontsize=min(10, 0.8 * room))):
-        name.label1.set_fontweight("bold" if i == word else "normal")
+    axes.set_yticks([])
+    look = {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right", "va": "center", "annotation_clip": False}
+    for i, name in enumerate(words):  # texts are drawn faster than the labels of ticks
+        name, weight = ("▸ " + literal(name), "bold") if i == word else (literal(name), "normal")
+        axes.annotate(name, (0, i), fontsize=min(10, 0.8 * room), fontweight=weight, **look)
     axes.set_xlim(0, 1.05 * max(scores.max(initial=0) if top is None else top, 1e-12))
     axes.xaxis.set(major_locator=MaxNLocator(3), major_formatter=FuncFormatter(short))
     axes.tick_params(axis="x", labelsize=8.5)
     axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
     label = "score" if special is None else f"score ([CLS] and [SEP] take {special:.0%})"
-    axes.set_xlabel(label, fontsize=9)
+    axes.set_xlabel(label, fontsize=9, loc="right")
 
 
 def maps(images, grids, titles=None, columns: int = 5, title: str = "", label: str = "score",
@@ -95,6 +96,17 @@ def maps(images, grids, titles=None, columns: int = 5, title: str = "", label: s
         if titles is not None:
             axes.set_title(wrap(titles[i], width), fontsize=9, fontweight="normal")
     figure.colorbar(shown, ax=panels, label=label, aspect=30, pad=0.02)
+    figure.suptitle(title)
+    return figure
+
+
+def own_scales(image, grids: dict, title: str = "", size: float = 3.0) -> Figure:
+    """Maps of one picture side by side {name: [gh, gw]}, each with a scale and a colour bar of its own."""
+    figure, panels = plt.subplots(1, len(grids), figsize=((size + 0.9) * len(grids), size + 0.8), squeeze=False)
+    for axes, (name, grid) in zip(panels[0], grids.items(), strict=True):
+        shown = overlay(axes, image, grid)
+        figure.colorbar(shown, ax=axes, shrink=0.8, ticks=MaxNLocator(5), format=FuncFormatter(short))
+        axes.set_title(name, fontsize=11)
     figure.suptitle(title)
     return figure
 

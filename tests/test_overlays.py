@@ -51,6 +51,13 @@ def test_maps_share_one_scale_and_one_colour_bar():
     assert [s.get_clim() for s in heatmaps(overlays.maps(PICTURES, GRIDS, top=20.0))] == [(0, 20)] * 3
 
 
+def test_maps_with_scales_of_their_own():
+    figure = overlays.own_scales(PICTURES[0], dict(zip("abc", GRIDS, strict=True)), "three")
+    assert [shown.get_clim() for shown in heatmaps(figure)] == [(0, 5), (0, 10), (0, 1e-12)]
+    assert sum(axes.get_label() == "<colorbar>" for axes in figure.axes) == 3
+    assert plots.png(figure).startswith(b"\x89PNG")
+
+
 def test_a_map_of_zeros_can_be_drawn():
     assert plots.png(overlays.maps(PICTURES[:1], GRIDS[2:])).startswith(b"\x89PNG")
 
@@ -66,6 +73,6 @@ def test_a_pair_shows_the_words_from_top_to_bottom():
     figure = overlays.pair(PICTURES[0], GRIDS[0], ["a", "$5", "bus"], [0.1, 0.2, 0.4], 0.25, "a bus for $5")
     bars = figure.axes[2]
     assert isinstance(figure, Figure) and [bar.get_width() for bar in bars.patches] == pytest.approx([0.1, 0.2, 0.4])
-    assert [label.get_text() for label in bars.get_yticklabels()] == ["a", r"\$5", "bus"]
+    assert [label.get_text() for label in bars.texts] == ["a", r"\$5", "bus"]
     assert bars.yaxis_inverted() and "25%" in bars.get_xlabel()
     assert plots.png(figure).startswith(b"\x89PNG")
