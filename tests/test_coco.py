@@ -518,7 +518,7 @@ def test_split_names_and_checks(root):
 # Real photographs
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no sample of COCO beside the repository")
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no coco-sample beside the repository")
 def test_real_photographs():
     row = profile(SAMPLE, train_images=200, dev_images=50, val_images=100)
     splits = split_ids(row)
