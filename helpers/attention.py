@@ -42,7 +42,7 @@ def showing_attention(tower):
         tower.model = model
 
 
-def run(tower, batch: dict[str, Tensor], trace: bool = False):
+def forward(tower, batch: dict[str, Tensor], trace: bool = False):
     """Through a tower that shows its attention: (attentions, L tensors [B, H, N, N]; last hidden state [B, N, D]).
 
     batch: {"pixel_values"} [B, 3, H, W], uint8 or float, or {"input_ids", "attention_mask"} [B, T]. trace: with a graph
@@ -68,13 +68,13 @@ def run(tower, batch: dict[str, Tensor], trace: bool = False):
 def record(tower, batch: dict[str, Tensor], layers=slice(None)) -> Tensor:
     """The attention of a tower: [L, B, H, N, N] on the CPU, of the asked layers only; the tower stays as it was.
 
-    batch: as in `run`; layers: a slice, or a list of layers counted from 0. The rows of padding are 0.
+    batch: as in `forward`; layers: a slice, or a list of layers counted from 0. The rows of padding are 0.
     """
     parts = []
     with showing_attention(tower), torch.no_grad():
         for rows in torch.arange(len(next(iter(batch.values())))).split(AT_A_TIME):
             chunk = {name: values[rows] for name, values in batch.items()}
-            asked = _asked(run(tower, chunk)[0], layers)
+            asked = _asked(forward(tower, chunk)[0], layers)
             parts.append(torch.stack([weights.float().cpu() for weights in asked]))  # [L, b, H, N, N]
     attentions = torch.cat(parts, dim=1)
     if "attention_mask" in batch:
@@ -190,7 +190,7 @@ def relevance(model, images: dict, texts: dict, layers=slice(None)) -> tuple[Ten
     """What in picture and caption makes them similar: image scores [B, N], text scores [B, T], similarity [B].
 
     Chefer et al. 2021 (arXiv 2103.15679), equations 5 and 6, for each tower: R ← R + (∇A ∘ A)⁺ R over its layers, with
-    ∇A the gradient of the pair's cosine, heads averaged; the source's row of R - I. images, texts: batches as in `run`,
+    ∇A the gradient of the pair's cosine, heads averaged; the source's row of R - I. images, texts: batches as in `forward`,
     pair b in row b; layers: as in `record`, of both towers, such as slice(-1, None). One forward and one backward pass.
     """
     pairs = (model.image_tower, images), (model.text_tower, texts)
@@ -200,7 +200,7 @@ def relevance(model, images: dict, texts: dict, layers=slice(None)) -> tuple[Ten
         showing_attention(model.text_tower),
         torch.enable_grad(),
     ):
-        runs = [run(tower, batch, trace=True) for tower, batch in pairs]
+        runs = [forward(tower, batch, trace=True) for tower, batch in pairs]
         sources = [pooling(batch, h.shape[1]).to(h) for (_, batch), (_, h) in zip(pairs, runs, strict=True)]
         pooled = [torch.einsum("bn,bnd->bd", s, h) for s, (_, h) in zip(sources, runs, strict=True)]
         similarity = (model.project_image(pooled[0]) * model.project_text(pooled[1])).sum(dim=-1)  # [B]

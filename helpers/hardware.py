@@ -28,7 +28,7 @@ def best_precision(has: dict | None = None) -> str:
     return "no" if has["gpu"] is None else "bf16" if has["bf16"] else "fp16"
 
 
-def needed(model, image: bool = True, text: bool = True, patches: float = 1.0) -> tuple[int, int, int]:
+def memory_needed(model, image: bool = True, text: bool = True, patches: float = 1.0) -> tuple[int, int, int]:
     """Bytes to train a CLIP with the named towers in mixed precision: for the weights, for each pair, and for each pair
     with gradient checkpointing.
 
@@ -54,8 +54,8 @@ def workers(cores: int | None = None) -> int:
 def choose(has: dict, batch_size: int, needs: tuple[int, int, int]) -> tuple[dict, str]:
     """How to train on this machine: {"precision", "gradient_checkpointing"} as `fit` takes them, and why, in words.
 
-    has: what `look` returns; needs: what `needed` returns. The batch stays as it is, since its size changes what is
-    learned; gradient checkpointing changes no number and costs a third more time.
+    has: what `look` returns; needs: what `memory_needed` returns. The batch stays as it is, since its size changes what
+    is learned; gradient checkpointing changes no number and costs a third more time.
     """
     threads = f"{workers(has['cores'])} threads read pictures ({has['cores']} cores)"
     precision = best_precision(has)

@@ -431,7 +431,7 @@ def main(argv=None) -> None:
         asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
         asked |= {"image_lr": args.image_lr if image else None, "text_lr": args.text_lr if text else None}
         settings = tuning(profile, image, text) | {name: value for name, value in asked.items() if value is not None}
-        run, needs = PartialState(), hardware.needed(model, image, text, settings["patches"])
+        run, needs = PartialState(), hardware.memory_needed(model, image, text, settings["patches"])
         chosen, why = hardware.choose(hardware.look(), settings["batch_size"] // run.num_processes, needs)
         run.print(why)
         again = args.gradient_checkpointing or chosen["gradient_checkpointing"] and not args.chunk

@@ -102,6 +102,16 @@ def test_float_pictures_are_taken_as_normalised():
     assert not normalised["pixel_values"].requires_grad
 
 
+@pytest.mark.parametrize("make", [see, read])
+def test_attention_is_recorded_without_dropout_and_without_a_copy_of_the_weights(make):
+    tower = make()
+    expected = record(tower, batch_of(tower))
+    assert torch.equal(record(tower.train(), batch_of(tower)), expected)
+    weights = {id(tensor) for tensor in [*tower.parameters(), *tower.buffers()]}
+    with attention.showing_attention(tower):
+        assert {id(tensor) for tensor in [*tower.parameters(), *tower.buffers()]} == weights
+
+
 @pytest.mark.parametrize("layers, same", [(slice(1, 3), [1, 2]), (slice(-1, None), [2]), ([2, 0], [2, 0]), ([1], [1])])
 def test_only_the_asked_layers_are_held(layers, same):
     tower = see()
@@ -112,15 +122,15 @@ def test_only_the_asked_layers_are_held(layers, same):
 
 def test_no_other_layer_outlives_its_chunk(monkeypatch):
     handed_out, alive = [], []
-    run = attention.run
+    forward = attention.forward
 
     def watched(*args, **kwargs):
         alive.append(sum(reference() is not None for reference in handed_out))
-        weights, states = run(*args, **kwargs)
+        weights, states = forward(*args, **kwargs)
         handed_out.extend(map(weakref.ref, weights))
         return weights, states
 
-    monkeypatch.setattr(attention, "run", watched)
+    monkeypatch.setattr(attention, "forward", watched)
     monkeypatch.setattr(attention, "AT_A_TIME", 1)
     found = record(see(), pictures(3), slice(1, 2))
     assert len(handed_out) == 9 and max(alive) <= 1, "the one asked for"
@@ -132,8 +142,9 @@ def test_chunks_change_nothing(make, monkeypatch):
     tower = make()
     whole = record(tower, batch_of(tower))
     sizes = []
-    run = attention.run
-    monkeypatch.setattr(attention, "run", lambda t, b, **k: sizes.append(len(next(iter(b.values())))) or run(t, b, **k))
+    forward = attention.forward
+    watched = lambda t, b, **k: sizes.append(len(next(iter(b.values())))) or forward(t, b, **k)  # noqa: E731
+    monkeypatch.setattr(attention, "forward", watched)
     monkeypatch.setattr(attention, "AT_A_TIME", 2)
     torch.testing.assert_close(record(tower, batch_of(tower)), whole)
     assert sizes == [2, 1]
@@ -600,6 +611,9 @@ def test_relevance_asks_nothing_of_the_weights(model, trainable):
     assert all(map(torch.equal, expected, inside))
     assert all(weight.grad is None and weight.requires_grad is trainable for weight in model.parameters())
     assert not any(part.requires_grad for part in expected)
+    normalised = {"pixel_values": model.image_tower.normalise(pictures()["pixel_values"])}
+    assert all(map(torch.equal, relevance(model, normalised, texts), expected))
+    assert not normalised["pixel_values"].requires_grad
     with torch.no_grad():
         cosine = (model.encode_image(**pictures()) * model.encode_text(**texts)).sum(dim=-1)
     torch.testing.assert_close(expected[2], cosine)
@@ -689,8 +703,9 @@ def test_explain_maps_pictures_and_words(model, method):
     assert torch.equal(grids.flatten(1), of_patches[:, 1:])
     for told, expected in zip(words, word_scores(model.text_tower, texts["input_ids"], of_tokens), strict=True):
         assert torch.equal(told.scores, expected.scores) and told.special == expected.special
-    last, _ = explain(model, images, CAPTIONS, method, slice(-1, None))
-    assert last.shape == (3, 4, 4) and (method == "raw" or not torch.allclose(last, grids))
+    last, of_last = explain(model, images, CAPTIONS, method, slice(1, 2))
+    assert last.shape == (3, 4, 4) and not torch.allclose(last, grids)
+    assert not torch.allclose(of_last[0].scores, words[0].scores)
 
 
 def test_explain_refuses_an_unknown_method(model):

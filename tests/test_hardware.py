@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, ViTConfig
 
 from helpers import hardware, memory
-from helpers.hardware import choose, needed
+from helpers.hardware import choose, memory_needed
 from helpers.training import some_patches, trained_parts, without_dropout
 
 T4 = {"gpu": "Tesla T4", "memory": 15_828_320_256, "bf16": False, "cores": 2}
@@ -20,25 +20,25 @@ def model():
 
 
 def test_a_cpu_keeps_32_bits_and_whole_batches(model):
-    settings, why = choose(CPU, 128, needed(model))
+    settings, why = choose(CPU, 128, memory_needed(model))
     assert settings == {"precision": "no", "gradient_checkpointing": False}
     assert "No CUDA" in why and "batches of 128" in why and "2 threads" in why
 
 
 def test_a_t4_takes_fp16_and_the_whole_batch(model):
-    settings, why = choose(T4, 128, needed(model, patches=0.5))
+    settings, why = choose(T4, 128, memory_needed(model, patches=0.5))
     assert settings == {"precision": "fp16", "gradient_checkpointing": False}
     assert all(part in why for part in ("Tesla T4, 16 GB", "no bf16", "128 pairs", "which fits", "2 cores"))
 
 
 def test_an_a100_takes_bf16(model):
-    settings, why = choose(A100, 128, needed(model))
+    settings, why = choose(A100, 128, memory_needed(model))
     assert settings == {"precision": "bf16", "gradient_checkpointing": False}
     assert all(part in why for part in ("A100", "42 GB", "bf16", "which fits", "6 threads", "12 cores"))
 
 
 def test_a_small_card_computes_layers_again_and_a_tiny_one_says_so(model):
-    needs = needed(model, patches=0.5)
+    needs = memory_needed(model, patches=0.5)
     small, tiny = ({**T4, "gpu": "a card", "memory": size * 10**9} for size in (8, 3))
     for card, said in ((small, "too much, so layers are computed again"), (tiny, "may be too much: tune one tower")):
         settings, why = choose(card, 128, needs)
@@ -52,9 +52,9 @@ def test_threads_follow_the_cores(cores, threads):
 
 
 def test_a_frozen_tower_needs_no_more_than_its_weights(model):
-    both, image, text = needed(model), needed(model, text=False), needed(model, image=False)
+    both, image, text = memory_needed(model), memory_needed(model, text=False), memory_needed(model, image=False)
     assert both[1] == image[1] + text[1] and image[0] < both[0] > text[0]
-    assert needed(model, image=False, text=False)[1:] == (0, 0)
+    assert memory_needed(model, image=False, text=False)[1:] == (0, 0)
 
 
 @pytest.mark.parametrize("tuned, share", [((1, 0), 1.0), ((1, 0), 0.5), ((0, 1), 1.0)])
@@ -65,7 +65,7 @@ def test_memory_planned_is_memory_counted(tuned, share):
     towers = small.image_tower, small.text_tower
     with trained_parts(small, *tuned), without_dropout(*towers), some_patches(towers[0], share):
         one, two = (memory.activation_bytes(small, batch, amp=True) for batch in batches)
-    planned = needed(small, *map(bool, tuned), patches=share)[1]
+    planned = memory_needed(small, *map(bool, tuned), patches=share)[1]
     assert 0.8 < planned / (two - one) < 1.25
 
 
