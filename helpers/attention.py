@@ -190,7 +190,7 @@ def relevance(model, images: dict, texts: dict, layers=slice(None)) -> tuple[Ten
     """What in picture and caption makes them similar: image scores [B, N], text scores [B, T], similarity [B].
 
     Chefer et al. 2021 (arXiv 2103.15679), equations 5 and 6, for each tower: R ← R + (∇A ∘ A)⁺ R over its layers, with
-    ∇A the gradient of the pair's cosine, heads averaged; the source's row of R - I. images, texts: batches as in `forward`,
+    ∇A the gradient of the pair's cosine, heads averaged; the source's row of R - I. images, texts: as for `forward`,
     pair b in row b; layers: as in `record`, of both towers, such as slice(-1, None). One forward and one backward pass.
     """
     pairs = (model.image_tower, images), (model.text_tower, texts)
