@@ -55,14 +55,14 @@ def cover(instances, image_id, name: str, grid: tuple[int, int]) -> Tensor:
 
 
 def pointing_game(maps: Tensor, covers: Tensor) -> Tensor:
-    """Whether each map's peak lies on a patch that the object touches: bool [B] (Zhang et al. 2016, arXiv 1608.00507).
+    """Whether each map's peak lies on a patch that the object touches: [B], 0 or 1 (Zhang et al. 2016, 1608.00507).
 
-    maps, covers [B, gh, gw]. A map with several peaks has not pointed: the share of them that hit is 1 or it is a miss.
-    Chance is the share of patches that the object touches.
+    maps, covers [B, gh, gw]. Of several equal peaks one counts, at random: the share of them that hit, which for a
+    constant map is chance, the share of patches that the object touches. What is no number has not pointed: 0.
     """
     flat, touched = maps.flatten(1), covers.flatten(1) > 0  # [B, P]
     peak = flat == flat.max(dim=1, keepdim=True).values
-    return ~(peak & ~touched).any(dim=1) & peak.any(dim=1)
+    return (peak & touched).sum(dim=1) / peak.sum(dim=1).clamp_min(1)
 
 
 def energy(maps: Tensor, covers: Tensor) -> Tensor:

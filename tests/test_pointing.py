@@ -78,13 +78,13 @@ def test_pointing_game_by_hand():
         [[0.9, 0.9], [0.1, 0.2]],  # one of two peaks does not
         [[0.0, 0.7], [0.0, 0.7]],  # both do
     ])  # fmt: skip
-    assert pointing_game(maps, covers).tolist() == [True, False, False, True]
+    assert pointing_game(maps, covers).tolist() == [1.0, 0.0, 0.5, 1.0]
 
 
-def test_a_constant_map_and_one_that_is_no_number_do_not_point():
+def test_a_constant_map_scores_chance_and_one_that_is_no_number_nothing():
     covers = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
-    assert not pointing_game(torch.ones(1, 2, 2), covers)[0]
-    assert not pointing_game(torch.full((1, 2, 2), torch.nan), covers)[0]
+    assert pointing_game(torch.ones(1, 2, 2), covers).tolist() == [0.25]
+    assert pointing_game(torch.full((1, 2, 2), torch.nan), covers).tolist() == [0.0]
 
 
 def test_energy_by_hand():
@@ -98,7 +98,7 @@ def test_random_maps_score_what_chance_says():
     maps = random_maps(2000, (4, 4))
     assert torch.equal(maps, random_maps(2000, (4, 4))) and not torch.equal(maps, random_maps(2000, (4, 4), seed=1))
     chance = (covers > 0).float().mean()
-    for found in (pointing_game(maps, covers).float(), energy(maps, covers)):
+    for found in (pointing_game(maps, covers), energy(maps, covers)):
         assert abs(found.mean() - chance) < 4 * found.std() / 2000**0.5
 
 
