@@ -92,17 +92,17 @@ class Maps:
         if not caption.strip():
             raise ValueError("Type a caption, then press Enter.")
         content = {"image": self._pixels(image), "text": caption}
-        cosine = float(self._embedded("image", content["image"]) @ self._embedded("text", caption))
         if method == "relevance":
-            scores = self._related(content["image"], caption, layers)
+            *scores, cosine = self._related(content["image"], caption, layers)
         else:
+            cosine = self._embedded("image", content["image"]) @ self._embedded("text", caption)
             asked = {"image": (-1, (0, None), None, None), "text": (-1, (0, None), None, None)}
             asked[tower] = (layer, (0, None), head, source) if method == "raw" else (-1, layers, None, source)
             scores = [self._scored(name, content[name], method, *asked[name]) for name in ("image", "text")]
         batch = self._batch("image", content["image"])
         grid = patch_grid(self.model.image_tower, batch["pixel_values"], scores[0])[0]
         ids = self._batch("text", caption)["input_ids"]
-        return Seen(grid, word_scores(self.model.text_tower, ids, scores[1])[0], cosine)
+        return Seen(grid, word_scores(self.model.text_tower, ids, scores[1])[0], float(cosine))
 
     def _pixels(self, image) -> bytes:
         return self.model.image_tower.preprocess(image).numpy().tobytes()
@@ -126,7 +126,7 @@ class Maps:
 
     def _relate(self, content, caption, layers):
         batches = self._batch("image", content), self._batch("text", caption)
-        return attention.relevance(self.model, *batches, slice(*layers))[:2]
+        return attention.relevance(self.model, *batches, slice(*layers))
 
     def _score(self, name, content, method, layer, layers, head, source) -> Tensor:
         attentions = self._recorded(name, content)

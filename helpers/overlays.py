@@ -66,7 +66,7 @@ def word_bars(axes, words, scores, special: float | None = None, top: float | No
     axes.set_xlim(0, 1.05 * max(scores.max(initial=0) if top is None else top, 1e-12))
     axes.xaxis.set(major_locator=MaxNLocator(3), major_formatter=FuncFormatter(short))
     axes.tick_params(axis="x", labelsize=8.5)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(words), 8) - 0.4, -0.6)  # few words are no reason for fat bars
     label = "score" if special is None else f"score ([CLS] and [SEP] take {special:.0%})"
     axes.set_xlabel(label, fontsize=9, loc="right")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +16,7 @@ def matrix_cell(images, captions, similarity, row: int, column: int) -> Figure:
     """A matrix of cosines [M, N], captions by pictures, with one cell marked, and what it compares."""
     similarity = np.asarray(similarity)
     figure = plt.figure(figsize=(10, 4), layout="none")
-    table, bar = figure.add_axes([0.05, 0.1, 0.32, 0.8]), figure.add_axes([0.385, 0.2, 0.012, 0.6])
+    table, bar = figure.add_axes([0.06, 0.13, 0.31, 0.77]), figure.add_axes([0.385, 0.2, 0.012, 0.6])
     limit = np.abs(similarity).max()
     shown = table.imshow(similarity, cmap="vlag", vmin=-limit, vmax=limit, aspect="auto")
     figure.colorbar(shown, cax=bar).set_label("cosine", fontsize=9)
@@ -28,15 +30,16 @@ def matrix_cell(images, captions, similarity, row: int, column: int) -> Figure:
     table.set_yticklabels([k + 1 for k in _ticks(rows)], fontsize=8)
     table.grid(False)
     score = similarity[row, column]
-    place = {
-        f"of {columns} pictures for this caption": 1 + (similarity[row] > score).sum(),
-        f"of {rows} captions for this picture": 1 + (similarity[:, column] > score).sum(),
-    }
-    picture(figure.add_axes([0.5, 0.16, 0.2, 0.68]), images[column])
-    told = [f"cosine {score:.2f}", *(f"number {number} {name}" for name, number in place.items())]
-    figure.text(0.72, 0.8, f"“{wrap(captions[row], 34)}”", va="top", fontsize=11, color=TEXT)
-    figure.text(0.72, 0.2, "\n".join(told), va="bottom", fontsize=11, linespacing=1.5)
-    figure.text(0.05, 0.95, f"caption {row + 1} with picture {column + 1}", fontsize=12, fontweight="bold")
+    better = (similarity[row] > score).sum(), (similarity[:, column] > score).sum()
+    told = [
+        f"cosine {score:.2f}",
+        f"number {1 + better[0]} of the caption's {columns} pictures",
+        f"number {1 + better[1]} of the picture's {rows} captions",
+    ]
+    picture(figure.add_axes([0.47, 0.14, 0.22, 0.72]), images[column])
+    figure.text(0.71, 0.83, f"“{wrap(captions[row], 36)}”", va="top", fontsize=11, color=TEXT)
+    figure.text(0.71, 0.17, "\n".join(told), va="bottom", fontsize=10, linespacing=1.6)
+    figure.text(0.06, 0.94, f"caption {row + 1} with picture {column + 1}", fontsize=12, fontweight="bold")
     return figure
 
 
@@ -44,18 +47,21 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, max(1, -(-count // 10))))
 
 
-def sharpened(image, captions, cosines, probabilities, factor: float) -> Figure:
-    """A picture, its cosines with captions [M], and the softmax over them once they are multiplied by a factor."""
-    order = np.argsort(-np.asarray(cosines))
+def sharpened(image, captions, cosines, probabilities, factor: float, most: int = 8) -> Figure:
+    """A picture, its cosines with captions [M], and the softmax over them once they are multiplied by a factor.
+
+    The `most` highest are shown.
+    """
+    order, count = np.argsort(-np.asarray(cosines))[:most], len(captions)
     figure = plt.figure(figsize=(10, 4), layout="none")
     picture(figure.add_axes([0.01, 0.2, 0.22, 0.6]), image)
     left, right = figure.add_axes([0.26, 0.13, 0.48, 0.75]), figure.add_axes([0.76, 0.13, 0.22, 0.75])
     names, cosines, probabilities = ([values[i] for i in order] for values in (captions, cosines, probabilities))
-    text_bars(left, names, cosines, TEXT, width=54)
+    text_bars(left, [shorten(name, 58, placeholder=" …") for name in names], cosines, TEXT, width=60)
     text_bars(right, ["" for _ in names], probabilities, IMAGE, width=10, fmt=".1%")
     right.set(xlim=(0, 1))
     _head(left, "cosines, as they are", "cosine")
-    _head(right, f"softmax of {factor:.3g} × cosine", "probability")
+    _head(right, f"softmax of {factor:.3g} × cosine", f"probability among {count}")
     return figure
 
 
@@ -64,14 +70,14 @@ def about(image, seen, caption, found, scores, names, probabilities, notice: str
 
     seen: (grid [gh, gw], (words, scores, special), cosine); notice: what to know before anything else.
     """
-    below, above = 2.5, 0.4 if notice else 0.0
+    below, above = 2.5, 0.3 if notice else 0.0
     title = f"“{wrap(caption, 84, 1)}”: cosine {seen.cosine:.2f}"
     figure = overlays.pair(image, seen.grid, *seen.words, title=title, label="relevance", below=below, above=above)
     width, height = figure.get_size_inches()
     figure.text(0.1 / width, 1 - 0.08 / height, notice, va="top", fontsize=12, fontweight="bold", color=WRONG)
-    left = figure.add_axes([0.1 / width, 0.5 / height, 6.7 / width, 1.7 / height])
+    left = figure.add_axes([0.2 / width, 0.5 / height, 6.6 / width, 1.7 / height])
     right = figure.add_axes([7.2 / width, 0.5 / height, 3.3 / width, 1.7 / height])
-    text_bars(left, found, scores, TEXT, width=90)
+    text_bars(left, [shorten(text, 88, placeholder=" …") for text in found], scores, TEXT, width=90)
     text_bars(right, names, probabilities, IMAGE, width=30, fmt=".0%")
     right.set(xlim=(0, 1))
     _head(left, "nearest captions", "cosine")

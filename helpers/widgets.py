@@ -95,13 +95,13 @@ def own_picture(model, captions, caption_embeds, names, name_embeds, drawn: bool
         picture = uploaded(file) or start
         if picture is None:
             raise ValueError("Upload a picture with the button above.")
-        return explained(model, picture, captions, caption_embeds, names, name_embeds, drawn, caption)
+        return explained(model, picture, captions, caption_embeds, names, name_embeds, False, caption)
 
     controls = {
         "file": upload("Upload a picture"),
         "caption": textbox("Caption:", "", "type one and press Enter; empty: the nearest"),
     }
     live = Live(figure, controls, [["file"], ["caption"]], height=700)
-    if drawn:
+    if drawn:  # said above the controls, before there is a picture
         live.children = [widgets.HTML(f"<strong>{DRAWN}</strong>"), *live.children]
     return live

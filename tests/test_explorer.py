@@ -238,6 +238,6 @@ def test_seen_figure_marks_the_source(model):
     patch = seen_figure(PICTURES[0], seen, "title", source=(1, 2), strength=0.5, top=0.2)
     assert patch.axes[1].patches and patch.axes[1].images[1].get_clim() == (0, 0.2)
     word = seen_figure(PICTURES[0], seen, tower="text", source=1)
-    assert [t.get_text() for t in word.axes[2].get_yticklabels()] == ["a", "▸ red", "bus"]
+    assert [t.get_text() for t in word.axes[2].texts] == ["a", "▸ red", "bus"]
     assert not word.axes[1].patches
     plt.close("all")

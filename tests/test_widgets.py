@@ -301,7 +301,7 @@ def test_the_matrix_shows_what_meets_in_a_cell(images):
     figure = panels.matrix_cell(images[:3], CAPTIONS[:4], similarity.numpy(), 3, 1)
     text = "\n".join(t.get_text() for t in figure.texts)
     assert "cosine 0.53" in text and CAPTIONS[3] in text
-    assert "number 2 of 3 pictures" in text and "number 1 of 4 captions" in text
+    assert "number 2 of the caption's 3" in text and "number 1 of the picture's 4" in text
     assert figure.axes[0].patches[-1].get_xy() == (0.5, 2.5)
     assert (figure.axes[2].images[0].get_array()[0, 0] == images[1].getpixel((0, 0))).all()
     plt.close(figure)
@@ -319,7 +319,7 @@ def test_the_factor_sharpens_the_softmax(model, images):
         cosines, chances = ([bar.get_width() for bar in axes.patches] for axes in figure.axes[1:])
         plt.close(figure)
         expected = (factor * embeds[1] @ embeds[0][2]).softmax(dim=0).sort(descending=True).values
-        assert chances == pytest.approx(expected.tolist(), abs=1e-5)
+        assert chances == pytest.approx(expected[:8].tolist(), abs=1e-5)
         assert cosines == sorted(cosines, reverse=True)
         highest.append(chances[0])
     assert highest == sorted(highest) and highest[0] < 0.2 < 0.5 < highest[2]
@@ -366,7 +366,7 @@ def test_a_picture_of_ones_own_is_classified_captioned_and_explained(clip, photo
     captions, classes = figure.axes[-2:]
     assert [t.get_text().split("   ")[1] for t in captions.texts] == [WORDED[i] for i in best.indices.tolist()]
     assert sum(bar.get_width() for bar in classes.patches) == pytest.approx(1, abs=1e-5)
-    assert [t.get_text() for t in figure.axes[2].get_yticklabels()] == nearest.replace("cats", "[UNK]").split()
+    assert [t.get_text() for t in figure.axes[2].texts] == nearest.replace("cats", "[UNK]").split()
     plt.close(figure)
     typed = explained(clip, photo, drawn=False, caption="a big dog")
     assert widgets.DRAWN not in told(typed) and "“a big dog”" in told(typed)
