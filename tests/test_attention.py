@@ -703,7 +703,7 @@ def test_explain_maps_pictures_and_words(model, method):
     assert torch.equal(grids.flatten(1), of_patches[:, 1:])
     for told, expected in zip(words, word_scores(model.text_tower, texts["input_ids"], of_tokens), strict=True):
         assert torch.equal(told.scores, expected.scores) and told.special == expected.special
-    last, of_last = explain(model, images, CAPTIONS, method, slice(1, 2))
+    last, of_last = explain(model, images, CAPTIONS, method, slice(1, 2), **options)
     assert last.shape == (3, 4, 4) and not torch.allclose(last, grids)
     assert not torch.allclose(of_last[0].scores, words[0].scores)
 
