@@ -1,4 +1,4 @@
-"""The explorer: where a model looks, for any picture and caption, by any method. A widget.
+"""The explorer: where a model looks, for any picture and caption, by any method. `widgets.explorer` makes one.
 
 `python -m helpers.explorer` writes build/explorer.html: the same in a browser alone, over maps computed beforehand.
 """
@@ -164,14 +164,6 @@ class Explorer(Live):
         self.note.value = f'<span role="status">{html.escape(told)}</span>'
         title = f"{method}   ·   cosine of picture and caption {seen.cosine:.2f}"
         return seen_figure(image, seen, title, tower, start, strength, top or None)
-
-
-def explorer(model, images, captions=None, start: int = 0) -> Explorer:
-    """The explorer over a gallery: a `CaptionedImages`, or a list of pictures with captions (one or a list for each).
-
-    start: the row of the picture to begin with. Files can be uploaded, scenes composed, captions typed.
-    """
-    return Explorer(model, images, captions, start)
 
 
 def write_page(profile: Profile, path: Path, count: int = 12) -> Path:

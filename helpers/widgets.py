@@ -1,4 +1,4 @@
-"""The course's widgets: controls around pure functions `…(…) -> Figure`. See also composer.py and explorer.py."""
+"""The course's widgets: controls around pure functions `…(…) -> Figure`. The scene composer is in composer.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from helpers import panels, plots
 from helpers.evaluation import class_probabilities, nearest
+from helpers.explorer import Explorer
 from helpers.live import Live, opened, slider, textbox, upload, uploaded
 from helpers.maps import Maps
 
@@ -28,6 +29,15 @@ def retrieval_box(model, images, image_embeds, start: str = "a red car next to a
     return Live(
         lambda sentence: retrieved(model, images, image_embeds, sentence), {"sentence": box}, [["sentence"]], height=270
     )
+
+
+def explorer(model, images, captions=None, start: int = 0) -> Explorer:
+    """Where a model looks: any picture and caption, by any method, from any layer, head, patch or word.
+
+    images: a `CaptionedImages`, or a list of pictures with captions, one or a list of them for each; start: the row of
+    the picture to begin with. Files can be uploaded, scenes composed, captions typed.
+    """
+    return Explorer(model, images, captions, start)
 
 
 def matrix_explorer(images, captions, similarity) -> Live:

@@ -21,6 +21,7 @@ from playwright.sync_api import expect, sync_playwright
 from helpers.explorer import write_page
 from helpers.profiles import ROOT
 
+COURSE = ROOT / "notebooks/07_attention_flow.ipynb"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = ROOT / "build" / "screenshots"
 PATIENCE = 120_000  # milliseconds, for a machine that is busy; what is waited for comes in one or two seconds
@@ -32,20 +33,20 @@ CELLS = [
     """
 from helpers import artifacts, widgets
 from helpers.evaluation import class_embeds
-from helpers.explorer import explorer
 
 val = artifacts.data(profile, "val")
 model = artifacts.heads(profile)
 images, captions = artifacts.gallery(profile, 6)
 image_embeds, text_embeds = model.encode_images(images), model.encode_texts(captions)
 names = ["car", "dog", "boat"]""",
-    "explorer(model, val)",
     "widgets.matrix_explorer(images, captions, text_embeds @ image_embeds.T)",
     "widgets.temperature_slider(images, image_embeds, captions, text_embeds)",
     """
 name_embeds = class_embeds(model.encode_texts, names)
 widgets.own_picture(model, captions, text_embeds, names, name_embeds, profile.rendered, start=val.path(0))""",
 ]
+if not COURSE.exists():
+    CELLS.append("widgets.explorer(model, val)")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,8 @@ def lab(tmp_path_factory):
     for folder in ("helpers", "assets", "tools"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "notebooks").mkdir()
+    if COURSE.exists():
+        shutil.copy(COURSE, root / "notebooks")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [new_code_cell(cell.strip()) for cell in CELLS]
     nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "notebooks/w.ipynb")
@@ -111,13 +114,30 @@ def opened(browser, address):
     return page
 
 
-@pytest.fixture(scope="module")
-def notebook(browser, lab):
-    """The notebook in JupyterLab, all cells run."""
-    page = opened(browser, f"{lab}/doc/tree/notebooks/w.ipynb?reset")
+def executed(browser, lab, name):
+    """A notebook in JupyterLab, all cells run."""
+    page = opened(browser, f"{lab}/doc/tree/notebooks/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel")
     assert page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')"), "a cell failed"
+    return page
+
+
+@pytest.fixture(scope="module")
+def notebook(browser, lab):
+    """The widgets in a small notebook."""
+    page = executed(browser, lab, "w.ipynb")
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def explored(browser, lab, request):
+    """The notebook with the explorer."""
+    if not COURSE.exists():
+        yield request.getfixturevalue("notebook")
+        return
+    page = executed(browser, lab, COURSE.name)
     yield page
     page.close()
 
@@ -126,7 +146,7 @@ def notebook(browser, lab):
 def silent(request):
     """The browser's console has nothing to complain of."""
     yield
-    for name in {"notebook", "page"} & set(request.fixturenames):
+    for name in {"notebook", "explored", "page"} & set(request.fixturenames):
         assert request.getfixturevalue(name).complaints == []
 
 
@@ -164,8 +184,8 @@ class Box:
         self.root.screenshot(path=SHOTS / f"{name}.png")
 
 
-def test_every_control_of_the_explorer(notebook):
-    box = Box(notebook, "Method:")
+def test_every_control_of_the_explorer(explored):
+    box = Box(explored, "Method:")
     box.shoot("explorer-relevance")
     for label in ("Tower:", "Head:", "Seen from:"):
         expect(box.field(label)).to_be_disabled()
@@ -192,8 +212,8 @@ def test_every_control_of_the_explorer(notebook):
     box.changes(lambda: box.field("Method:").select_option(label="relevance"))
 
 
-def test_a_caption_is_typed(notebook):
-    box = Box(notebook, "Method:")
+def test_a_caption_is_typed(explored):
+    box = Box(explored, "Method:")
     field = box.field("Caption:")
     box.changes(lambda: (field.fill("two red boats & <b>a dog</b>"), field.press("Enter")))
     box.shoot("explorer-typed")
@@ -204,8 +224,8 @@ def test_a_caption_is_typed(notebook):
     expect(box.root.get_by_role("alert")).to_have_count(0)
 
 
-def test_a_scene_is_composed(notebook):
-    box = Box(notebook, "Method:")
+def test_a_scene_is_composed(explored):
+    box = Box(explored, "Method:")
     expect(box.field("Place:")).to_be_hidden()
     box.changes(lambda: box.field("Picture from:").select_option(label="a scene of yours"))
     expect(box.field("Place:")).to_be_visible()
@@ -213,15 +233,15 @@ def test_a_scene_is_composed(notebook):
     box.shoot("explorer-scene")
 
 
-def test_a_file_is_uploaded(notebook, tmp_path):
+def test_a_file_is_uploaded(explored, tmp_path):
     Image.linear_gradient("L").rotate(30).convert("RGB").save(tmp_path / "mine.png")
     (tmp_path / "<b>bad.jpg").write_bytes(b"no picture at all")
-    box = Box(notebook, "Method:")
+    box = Box(explored, "Method:")
     box.field("Picture from:").select_option(label="a file of yours")
     button = box.root.get_by_role("button", name="Upload a picture")
-    box.changes(lambda: choose(notebook, button, tmp_path / "mine.png"))
+    box.changes(lambda: choose(explored, button, tmp_path / "mine.png"))
     box.shoot("explorer-upload")
-    choose(notebook, button, tmp_path / "<b>bad.jpg")
+    choose(explored, button, tmp_path / "<b>bad.jpg")
     expect(box.root.get_by_role("alert")).to_contain_text("<b>bad.jpg is no whole picture")
     box.changes(lambda: box.field("Picture from:").select_option(label="the gallery"))
 

@@ -13,9 +13,10 @@ from PIL import Image
 from helpers import explorer as exploring
 from helpers import live, plots
 from helpers.attention import METHODS
-from helpers.explorer import FILE, GALLERY, PATCH, POOLING, SCENE, explorer, seen_figure
+from helpers.explorer import FILE, GALLERY, PATCH, POOLING, SCENE, seen_figure
 from helpers.maps import UNREAD, Maps
 from helpers.model import CLIP
+from helpers.widgets import explorer
 from tests.tiny import WORDS, image_tower, text_tower
 
 SHAPE = {"num_hidden_layers": 3, "initializer_range": 0.5}
