@@ -108,7 +108,8 @@ def explain(model: str, name: str, error: Exception) -> str:
         return f"{hub} cannot serve {what} just now ({status}): wait some minutes and run this again."
     if any(getattr(e, "errno", None) == errno.ENOSPC for e in chain):
         return f"The disk is full while {what} is downloaded: free some space, or name another folder in HF_HOME."
-    if isinstance(error, LocalEntryNotFoundError):
+    # huggingface_hub 1 closes its client where it cannot connect, and then trips over that: a RuntimeError.
+    if isinstance(error, (LocalEntryNotFoundError, RuntimeError)):
         return (
             f"{hub} cannot be reached for {what}: check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT, then run "
             f"this again."

@@ -122,6 +122,14 @@ def test_no_connection(server):
     assert f"{server.url} cannot be reached" in said and "HTTPS_PROXY" in said and "HF_ENDPOINT" in said
 
 
+def test_no_connection_as_huggingface_hub_1_puts_it(server, monkeypatch):
+    def closed(*args, **kwargs):
+        raise RuntimeError("Cannot send a request, as the client has been closed.")
+
+    monkeypatch.setattr(hub, "hf_hub_download", closed)
+    assert f"{server.url} cannot be reached" in fails()
+
+
 def test_an_answer_that_is_no_hub(server):
     server.fault = 200, {"Content-Type": "text/html"}  # say, the page of a hotel's network
     assert "cannot be reached" in fails() and "proxy" in fails()
