@@ -88,11 +88,12 @@ def curves(model, seen: dict, read: dict, maps: Tensor, steps: int = 12) -> tupl
     deletion, insertion = [], []
     with evaluating(model):
         text_embeds = model.encode_text(**read)
-        for step in range(steps + 1):
+        for step in range(steps):
             first = (place < round(step / steps * place.shape[1])).view(count, 1, high, wide).float()
             first = F.interpolate(first, size=pixels.shape[2:], mode="nearest").to(pixels.device)
             for kept, into in ((1 - first, deletion), (first, insertion)):
                 into.append((model.encode_image(pixels * kept) * text_embeds).sum(dim=-1))
+    deletion, insertion = [*deletion, insertion[0]], [*insertion, deletion[0]]  # all grey, and the whole picture
     return torch.stack(deletion, dim=1).clone().cpu(), torch.stack(insertion, dim=1).clone().cpu()
 
 

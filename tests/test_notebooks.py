@@ -19,6 +19,7 @@ EXPECTED = [
     "04_full_finetuning.ipynb",
     "05_siglip_loss.ipynb",
     "06_zero_shot_and_retrieval.ipynb",
+    "07_attention_flow.ipynb",
     "08_scaling_out.ipynb",
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
