@@ -1,6 +1,5 @@
 """The explorer without a browser: each control changes the picture's bytes or is said not to; and the page's parts."""
 
-import datetime
 import io
 
 import ipywidgets
@@ -18,6 +17,7 @@ from helpers.maps import UNREAD, Maps
 from helpers.model import CLIP
 from helpers.widgets import explorer
 from tests.tiny import WORDS, image_tower, text_tower
+from tests.uploads import send
 
 SHAPE = {"num_hidden_layers": 3, "initializer_range": 0.5}
 PICTURES = [Image.fromarray(x) for x in np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)]
@@ -77,13 +77,6 @@ def jpeg(color="red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (50, 30), color).save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-def uploads(name: str, content: bytes):
-    """What FileUpload holds after an upload in ipywidgets 8."""
-    now = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
-    return ({"name": name, "type": "image/jpeg", "size": len(content), "content": memoryview(content),
-             "last_modified": now},)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -188,20 +181,22 @@ def test_a_file_is_asked_for_opened_once_and_explored(widget, monkeypatch):
     put(widget, origin=FILE)
     assert "Upload a picture" in widget.message.value and widget.picture.value == before
     assert widget.controls["choice"].disabled and widget.controls["caption"].value == CAPTIONS[0][0]
-    put(widget, file=uploads("mine.jpg", jpeg()))
+    send(widget.controls["file"], "mine.jpg", jpeg())
     first = shown(widget)
     assert first != before
     put(widget, strength=0.3)
     assert shown(widget) != first and calls == ["mine.jpg"]
-    put(widget, strength=0.85, file=uploads("mine.jpg", jpeg("blue")))
+    put(widget, strength=0.85)
+    send(widget.controls["file"], "mine.jpg", jpeg("blue"))
     assert shown(widget) != first and len(calls) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", jpeg()[:200]])
 def test_a_bad_file_gives_a_sentence_escaped(widget, content):
-    put(widget, origin=FILE, file=uploads("a<b>.jpg", jpeg()))
+    put(widget, origin=FILE)
+    send(widget.controls["file"], "a<b>.jpg", jpeg())
     before = shown(widget)
-    put(widget, file=uploads("<img src=x>.jpg", content))
+    send(widget.controls["file"], "<img src=x>.jpg", content)
     assert "&lt;img src=x&gt;.jpg is no whole picture" in widget.message.value and "<img" not in widget.message.value
     assert "Traceback" not in widget.message.value and widget.picture.value == before
 

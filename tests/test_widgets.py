@@ -1,6 +1,5 @@
 """The widgets without a kernel: a value is set, the PNG's bytes change."""
 
-import datetime
 import io
 import zlib
 
@@ -17,6 +16,7 @@ from helpers.composer import AS_DRAWN, NOTHING, RELATIONS, compose
 from helpers.model import CLIP
 from helpers.scenes import draw, relation_of
 from tests.tiny import image_tower, text_tower
+from tests.uploads import send
 
 CAPTIONS = [f"Caption number {i}." for i in range(12)]
 NAMES = ["car", "dog", "stop sign", "apple", "giraffe"]
@@ -397,12 +397,10 @@ def test_ones_own_picture_and_caption_change_what_is_shown(clip, photo):
     second = shown(widget)[0]
     content = io.BytesIO()
     Image.new("RGB", (60, 40), "green").save(content, "PNG")
-    now = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
-    file = {"type": "image/png", "last_modified": now}
-    widget.controls["file"].value = ({**file, "name": "g.png", "size": 9, "content": memoryview(content.getvalue())},)
+    send(widget.controls["file"], "g.png", content.getvalue())
     third = shown(widget)[0]
     assert len({first, second, third}) == 3
-    widget.controls["file"].value = ({**file, "name": "<b>.png", "size": 4, "content": memoryview(b"oops")},)
+    send(widget.controls["file"], "<b>.png", b"oops")
     assert "&lt;b&gt;.png is no whole picture" in widget.message.value and widget.picture.value == third
 
 
