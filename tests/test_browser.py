@@ -123,7 +123,9 @@ def executed(browser, lab, name):
     page = opened(browser, f"{lab}/doc/tree/notebooks/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel")
-    assert page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')"), "a cell failed"
+    run = "jupyterapp.commands.execute('notebook:run-all-cells')"
+    late = "new Promise((_, late) => setTimeout(late, 600_000, 'not done after ten minutes'))"
+    assert page.evaluate(f"Promise.race([{run}, {late}])"), "a cell failed"
     return page
 
 
