@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,7 @@ from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTMod
 from transformers.utils import logging
 
 from helpers import hub
-from helpers.profiles import ROOT, Profile
+from helpers.profiles import ROOT, Profile, written_whole
 
 LOCAL = {"local_files_only": True, "use_safetensors": True}
 TOGETHER = 32  # captions of similar length that a CPU embeds at a time
@@ -204,12 +202,9 @@ def _text_tower(folder: Path, tokenizer: BertTokenizerFast, max_length: int) -> 
 
 def _save(folder: Path, *parts) -> None:
     """Every part's save_pretrained into a new folder, which then takes the place of the old one."""
-    folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for part in parts:
-        part.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with written_whole(folder) as partial:
+        for part in parts:
+            part.save_pretrained(partial)
 
 
 def _folder(name: str, fix: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers import attention
-from helpers.attention import Words, one_token, patch_grid, pooling, record, word_scores
+from helpers.attention import Words, grid_of, one_token, patch_grid, pooling, record, whole_words, word_scores
 from helpers.model import CLIP
 
 # What a method does not read, by the names of an explorer's controls, and why.
@@ -51,22 +51,12 @@ def depth(tower) -> tuple[int, int]:
 
 def patches(tower) -> tuple[int, int]:
     """The grid (gh, gw) that a tower cuts its pictures into."""
-    pixels = torch.empty(1, 3, tower.size, tower.size)
-    return tuple(patch_grid(tower, pixels, torch.empty(1, 1 + tower.size**2))[0].shape)
+    return grid_of(tower, tower.size, tower.size)
 
 
 def words_of(tower, caption: str) -> list[tuple[str, list[int]]]:
     """A caption's words as the tower reads them, each with the positions of its pieces among the tokens."""
-    ids, found = tower.tokenize([caption])["input_ids"][0].tolist(), []
-    unknown, special = tower.tokenizer.unk_token_id, set(tower.tokenizer.all_special_ids)
-    for i, piece in enumerate(tower.tokenizer.convert_ids_to_tokens(ids)):
-        if ids[i] in special and ids[i] != unknown:
-            continue
-        if piece.startswith("##") and found:
-            found[-1] = found[-1][0] + piece[2:], [*found[-1][1], i]
-        else:
-            found.append((piece, [i]))
-    return found
+    return whole_words(tower, tower.tokenize([caption])["input_ids"][0].tolist())
 
 
 class Maps:

@@ -8,10 +8,10 @@ import io
 import json
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from helpers.attention import batches, flow, patch_grid, pooling, raw_attention, record, relevance, rollout, word_scores
+from helpers.maps import depth, patches
 from helpers.overlays import heat
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
@@ -43,7 +43,7 @@ def measured(model, image, captions: list[str], other: str) -> dict:
         return [rounded(patch_grid(model.image_tower, seen["pixel_values"], row[:1]).flatten()) for row in scores]
 
     texts = readings(model.text_tower, read)
-    layers = model.image_tower.model.config.num_hidden_layers
+    layers, _ = depth(model.image_tower)
     pairs = [relevance(model, many, read, slice(-k, None)) for k in range(1, layers + 1)]
     texts["relevance"] = [of_tokens for _, of_tokens, _ in pairs]
     told = {
@@ -87,16 +87,14 @@ def page(model, images: list, captions: list[list[str]], credit: str = "") -> st
     HTML that needs nothing else: no network, no other file.
     """
     others = [told[0] for told in captions[1:] + captions[:1]]
-    tower = model.image_tower
-    grid = patch_grid(tower, torch.empty(1, 3, tower.size, tower.size), torch.empty(1, 1 + tower.size**2)).shape[1:]
+    layers, heads = depth(model.image_tower)
     data = {
-        "grid": list(grid),
-        "layers": tower.model.config.num_hidden_layers,
-        "heads": tower.model.config.num_attention_heads,
+        "grid": list(patches(model.image_tower)),
+        "layers": layers,
+        "heads": heads,
         "palette": [[round(255 * part) for part in heat(1.0)(i)[:3]] for i in range(0, 256, 4)],
         "pictures": [measured(model, *row) for row in zip(images, captions, others, strict=True)],
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace(
-        "</", "<\\/"
-    )  # stays inside its <script>
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace("</", "<\\/")  # stays inside its <script>
     return TEMPLATE.read_text(encoding="utf-8").replace("%CREDIT%", html.escape(credit)).replace("%DATA%", text)

@@ -33,7 +33,7 @@ from helpers.evaluation import (
 )
 from helpers.instances import Instances, load_compositional, load_probes
 from helpers.model import CLIP, SIGLIP_START, load_model, save_model
-from helpers.profiles import Profile, get_profile, machine, write_atomically
+from helpers.profiles import Profile, get_profile, machine, write_atomically, written_whole
 from helpers.training import Pairs, fit, tuning
 
 SETTINGS = {  # name in the results: (where it starts, is the image tower tuned, is the text tower tuned)
@@ -166,11 +166,9 @@ def keep_best(profile: Profile, name: str = "finetuned-image") -> Path:
     """Put the run of `name` that is best on dev where `artifacts.finetuned` looks: in assets/ for mini."""
     rows = [json.loads(path.read_text()) for path in sorted((profile.cache / "study").glob(f"{name}-*.json"))]
     best = max(rows, key=lambda row: max(epoch["dev_recall@1"] for epoch in row["history"]))
-    kept, partial = profile.trained / "finetuned", profile.trained / ".finetuned.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(profile.cache / "study" / f"{name}-{best['seed']}", partial)
-    shutil.rmtree(kept, ignore_errors=True)
-    partial.rename(kept)
+    kept = profile.trained / "finetuned"
+    with written_whole(kept) as partial:
+        shutil.copytree(profile.cache / "study" / f"{name}-{best['seed']}", partial)
     return kept
 
 

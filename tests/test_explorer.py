@@ -6,7 +6,6 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from helpers import explorer as exploring
@@ -14,12 +13,10 @@ from helpers import live, plots
 from helpers.attention import METHODS
 from helpers.explorer import FILE, GALLERY, PATCH, POOLING, SCENE, seen_figure
 from helpers.maps import UNREAD, Maps
-from helpers.model import CLIP
 from helpers.widgets import explorer
-from tests.tiny import WORDS, image_tower, text_tower
+from tests.tiny import deep_model
 from tests.uploads import send
 
-SHAPE = {"num_hidden_layers": 3, "initializer_range": 0.5}
 PICTURES = [Image.fromarray(x) for x in np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)]
 CAPTIONS = [["a red bus and two dogs", "a bus"], "a blue cat on the beach", ["a dog sleeps"]]
 # Another value of each control, and what has to be set for it to be read.
@@ -42,9 +39,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def model():
-    towers = image_tower(size=32, **SHAPE), text_tower(words=[*WORDS, "##s", "##es"], **SHAPE)
-    torch.manual_seed(0)
-    return CLIP(16, 16, 8, *towers).eval()
+    return deep_model()
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ from PIL import Image
 from helpers import attention, maps
 from helpers.attention import METHODS, explain, one_token, patch_grid, raw_attention, record, rollout
 from helpers.maps import UNREAD, Maps, depth, limits, patches, words_of
-from helpers.model import CLIP
-from tests.tiny import WORDS, image_tower, text_tower
+from tests.tiny import deep_model
 
-SHAPE = {"num_hidden_layers": 3, "initializer_range": 0.5}
 CAPTION, OTHER = "a red bus and two dogs", "a blue cat on the beach"
 PICTURE, ANOTHER = map(Image.fromarray, np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), np.uint8))
 # For each setting: two values of it, and a tower that is read with them.
@@ -26,9 +24,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def model():
-    towers = image_tower(size=32, **SHAPE), text_tower(words=[*WORDS, "##s", "##es"], **SHAPE)
-    torch.manual_seed(0)
-    return CLIP(16, 16, 8, *towers).eval()
+    return deep_model()
 
 
 @pytest.fixture

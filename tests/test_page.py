@@ -7,24 +7,19 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from helpers.attention import METHODS, explain
-from helpers.model import CLIP
 from helpers.page import page
-from tests.tiny import WORDS, image_tower, text_tower
+from tests.tiny import deep_model
 
-SHAPE = {"num_hidden_layers": 3, "initializer_range": 0.5}
 PICTURES = [Image.fromarray(x) for x in np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), np.uint8)]
 CAPTIONS = [["a red bus and two dogs", "a bus"], ["</script><b>a cat</b> & a dog"]]
 
 
 @pytest.fixture(scope="module")
 def model():
-    towers = image_tower(size=32, **SHAPE), text_tower(words=[*WORDS, "##s", "##es"], **SHAPE)
-    torch.manual_seed(0)
-    return CLIP(16, 16, 8, *towers).eval()
+    return deep_model()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
 from helpers.encoders import ImageTower, TextTower
+from helpers.model import CLIP
 
 WORDS = "a red blue dog cat bus runs sleeps on the beach street near two three big small and".split()
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -41,3 +42,11 @@ def write_dataset(root, images=10):
             annotations.append({"id": len(annotations), "image_id": i + 100, "caption": caption})
     data = {"info": {}, "licenses": [], "images": listed, "annotations": annotations}
     (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
+
+
+def deep_model():
+    """A CLIP of towers with three layers, a grid of 4 × 4 patches and words in pieces: something for maps to show."""
+    shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
+    towers = image_tower(size=32, **shape), text_tower(words=[*WORDS, "##s", "##es"], **shape)
+    torch.manual_seed(0)
+    return CLIP(16, 16, 8, *towers).eval()
