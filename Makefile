@@ -1,5 +1,5 @@
 # make course   creates .venv, installs, executes every notebook into build/notebooks/
-# make test     all tests              make lab      opens JupyterLab
+# make test     all tests, two files at a time; make lab      opens JupyterLab
 # make outputs  executes the notebooks in place, as committed; ONLY="03 06" picks some
 # make study    the experiments too long for a notebook: hours; goes on where it was stopped
 # make explorer build/explorer.html: where a model looks, in a browser, without Python
@@ -17,7 +17,7 @@ course: .venv/installed
 	@$(RUN) --out build/notebooks
 
 test: .venv/installed-dev
-	@$(BIN)/python -m pytest
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
