@@ -26,9 +26,10 @@ from helpers.coco import CaptionedImages
 from helpers.embeddings import extract_embeddings
 from helpers.encoders import ImageTower, TextTower
 from helpers.model import CLIP
+from helpers.modes import some_patches
 from helpers.pairs import Pairs
 from helpers.profiles import ROOT, machine, pick_device, seed_everything, write_atomically
-from helpers.training import fit, some_patches
+from helpers.training import fit
 
 RESULT = ROOT / "data" / "results" / "gpu.json"
 BATCH, STEPS, PATCHES = 128, 6, 0.5

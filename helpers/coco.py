@@ -8,29 +8,23 @@ MiniCOCO is written in the same layout, so this module reads both and never asks
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import json
 import os
 import sys
-import warnings
 from copy import copy
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from helpers.download import download
+from helpers.annotations import read_captions
+from helpers.download import WHERE, download
+from helpers.pictures import open_image
 from helpers.profiles import get_profile
 
-FETCH = "`python -m helpers.coco --profile coco-val` fetches COCO 2017"
-WHERE = f"Notebook 01 renders MiniCOCO; {FETCH}; CLIP_COCO_DIR names a copy you already have."
 WHOLE = (b"\xff\xd9", b"IEND\xaeB`\x82")  # how a complete JPEG, a complete PNG ends
-MOST_PIXELS = 50_000_000  # of a picture, a few hundred megabytes once decoded; COCO's have some 300,000
 CAPTION, ORDER, SPLIT = range(3)  # what a hash decides
 
 
@@ -56,122 +50,6 @@ def draw_captions(seed: int, epoch: int, image_ids, counts) -> np.ndarray:
 def visiting_order(seed: int, epoch: int, image_ids) -> np.ndarray:
     """The order in which training visits the images in `epoch`: a permutation [N]."""
     return np.argsort(splitmix64(ORDER, seed, epoch, image_ids))
-
-
-def open_image(path, size: int | None = None) -> Image.Image:
-    """The picture in a file (or file object) as upright RGB, transparent parts white; of an animation the first frame.
-
-    `size`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its resolution, several times faster, while both sides keep at
-    least `size` pixels. Raises FileNotFoundError, or OSError for a file that is no whole picture or has more than
-    `MOST_PIXELS`, which is refused before anything is decoded.
-    """
-    name = path if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "This file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of corrupt EXIF, of large pictures: both are dealt with here
-            with Image.open(path) as image:
-                width, height = image.size  # as the header says
-                if width * height > MOST_PIXELS:
-                    raise Image.DecompressionBombError(f"({width:,} × {height:,} pixels)")
-                return _as_rgb(image, size)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist. {WHERE}") from None
-    except Image.DecompressionBombError as error:  # ours, or Pillow's for still larger ones: both say (… pixels)
-        count = str(error).partition("(")[2].partition(")")[0]
-        fix = "Save it smaller, or choose another picture."
-        raise OSError(f"{name} has {count}, more than {MOST_PIXELS // 10**6} million. {fix}") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "empty, or in no format that Pillow reads" if unknown else error or type(error).__name__
-        fix = "Delete it and fetch or render it again, or choose another picture."
-        raise OSError(f"{name} is no whole picture ({reason}). {fix}") from error
-
-
-def _as_rgb(image: Image.Image, size: int | None) -> Image.Image:
-    if size:
-        image.draft("RGB", (size, size))
-    image.load()
-    with contextlib.suppress(Exception):  # what is wrong with its EXIF says nothing against the pixels
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits: convert() would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    image.info = {}  # the pixels are upright: an orientation left in here would turn them once more
-    return image
-
-
-class Captions(NamedTuple):
-    """A captions file as flat arrays: no Python object per caption, so that workers share the memory."""
-
-    digest: str  # SHA-256 of the file
-    image_ids: np.ndarray  # [N] int64, ascending
-    files: np.ndarray  # [N] file names
-    starts: np.ndarray  # [N+1] image i has the captions starts[i] … starts[i+1]-1, by annotation id
-    offsets: np.ndarray  # [M+1] caption c is utf8[offsets[c]:offsets[c+1]]
-    utf8: np.ndarray  # uint8
-
-
-def read_captions(path) -> Captions:
-    """Reads annotations/captions_*.json. Raises FileNotFoundError or ValueError naming what is missing in it."""
-    data, digest = read_json(path, "images", "annotations")
-    images, annotations = data["images"], data["annotations"]
-    try:
-        image_ids = np.array([image["id"] for image in images], np.int64)
-        files = np.array([image["file_name"] for image in images], np.str_)
-        owners = np.array([annotation["image_id"] for annotation in annotations], np.int64)
-        order = np.lexsort((np.array([annotation["id"] for annotation in annotations], np.int64), owners))
-        texts = [annotations[k]["caption"].encode("utf-8", "surrogatepass") for k in order]
-    except KeyError as error:
-        raise ValueError(f"{path}: an entry lacks {error}. Is it a captions_*.json of COCO 2017? {WHERE}") from None
-    rows = np.argsort(image_ids)
-    image_ids, owners = image_ids[rows], owners[order]
-    if len(twice := image_ids[1:][np.diff(image_ids) == 0]):
-        raise ValueError(f"{path}: image {twice[0]} is listed twice under `images`. Fetch or render the file again.")
-    if len(strays := np.setdiff1d(owners, image_ids)):
-        raise ValueError(f"{path}: image {strays[0]} has captions but is not under `images`. Fetch or render it again.")
-    return Captions(
-        digest,
-        image_ids,
-        files[rows],
-        starts=np.append(np.searchsorted(owners, image_ids), len(owners)),
-        offsets=np.cumsum([0, *map(len, texts)]),
-        utf8=np.frombuffer(bytearray().join(texts), np.uint8),  # of a bytearray: PyTorch warns of what is read-only
-    )
-
-
-_sent: dict[str, list[torch.Tensor]] = {}  # digest → the arrays, as PyTorch shares them
-
-
-def _send(table: Captions):
-    """To a spawned worker: as tensors, which PyTorch holds once for all processes. Forked workers share anyway."""
-    if table.digest not in _sent:
-        _sent[table.digest] = [torch.from_numpy(array.view(np.uint8)) for array in table[1:]]
-    return _receive, (table.digest, [array.dtype for array in table[1:]], _sent[table.digest])
-
-
-def _receive(digest: str, dtypes, tensors) -> Captions:
-    return Captions(digest, *(tensor.numpy().view(dtype) for tensor, dtype in zip(tensors, dtypes)))
-
-
-ForkingPickler.register(Captions, _send)
-
-
-def read_json(path, *keys) -> tuple[dict, str]:
-    """The object in a JSON file, which must have `keys`, and the file's SHA-256."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist. {WHERE}")
-    raw = Path(path).read_bytes()
-    try:
-        data = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"{path} is no whole JSON file ({error}). Delete it and fetch or render it again.") from None
-    for key in keys:
-        if not isinstance(data, dict) or key not in data:
-            raise ValueError(f"{path} has no `{key}`. Is it an annotation file of COCO 2017? {WHERE}")
-    return data, hashlib.sha256(raw).hexdigest()
 
 
 class CaptionedImages(Dataset):

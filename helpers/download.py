@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # PyTorch comes with it, and is not needed here
     from helpers.profiles import Profile
 
 SITE = "http://images.cocodataset.org/"
+FETCH = "`python -m helpers.coco --profile coco-val` fetches COCO 2017"
+WHERE = f"Notebook 01 renders MiniCOCO; {FETCH}; CLIP_COCO_DIR names a copy you already have."
 HELP = "CLIP_COCO_URL names a mirror, CLIP_COCO_DIR a copy that you have or another place for it."
 
 

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers import hardware
-from helpers.coco import CaptionedImages, open_image
+from helpers.coco import CaptionedImages
 from helpers.encoders import ImageTower, TextTower, weights_digest
+from helpers.pictures import open_image
 from helpers.profiles import pick_device, written_whole
 
 WORKERS = hardware.workers()  # threads that decode pictures while the tower runs

@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from helpers.coco import load_split, open_image, read_json
+from helpers.annotations import read_json
+from helpers.coco import load_split
+from helpers.pictures import open_image
 
 PROBES = ("known", "unseen_drawing", "uncaptioned", "unseen", "pairs")
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import plots
-from helpers.coco import open_image
+from helpers.pictures import open_image
 
 WIDE, NARROW = "860px", "250px"
 LARGEST = 800  # pixels of the longer side of a picture that is shown

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from helpers.model import CLIP
+from helpers.modes import trained_parts
 from helpers.profiles import ROOT
-from helpers.training import trained_parts
 
 TOKENS = 20  # of a caption, padding included; COCO's have 13 on average
 SETTINGS = {"projection": (0, 0), "finetuned-image": (1, 0), "finetuned-text": (0, 1), "finetuned": (1, 1)}

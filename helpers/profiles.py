@@ -82,7 +82,7 @@ def all_profiles() -> dict[str, Profile]:
         Profile("smoke", data / "minicoco-smoke", train_folder=train, val_folder=val, train_images=64, dev_images=16,
                 val_images=32, batch_size=16, head_epochs=3, tune_epochs=1, seeds=1, **MINI),
         Profile("mini", data / "minicoco", train_folder=train, val_folder=val, train_images=8_000, dev_images=500,
-                val_images=1_000, batch_size=128, head_epochs=60, tune_epochs=5, **MINI),
+                val_images=1_000, batch_size=128, head_epochs=60, tune_epochs=3, **MINI),
         Profile("coco-val", coco, train_folder=val, val_folder=val, train_images=4_000, dev_images=500,
                 val_images=1_000, batch_size=128, head_epochs=60, tune_epochs=4, **COCO),
         Profile("coco", coco, train_folder=train, val_folder=val, train_images=None, dev_images=500,

@@ -18,16 +18,10 @@ from PIL.PngImagePlugin import PngImageFile
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoCaptions
 
-from helpers.coco import (
-    CaptionedImages,
-    Collate,
-    EpochBatches,
-    load_split,
-    open_image,
-    read_captions,
-    splitmix64,
-)
+from helpers.annotations import read_captions
+from helpers.coco import CaptionedImages, Collate, EpochBatches, load_split, splitmix64
 from helpers.instances import load_probes
+from helpers.pictures import open_image
 from tests.coco_files import IDS, SAMPLE, image_entry, profile, write_captions, write_images, write_twelve
 
 

@@ -6,7 +6,7 @@ from transformers import BertConfig, ViTConfig
 
 from helpers import hardware, memory
 from helpers.hardware import choose, memory_needed
-from helpers.training import some_patches, trained_parts, without_dropout
+from helpers.modes import some_patches, trained_parts, without_dropout
 
 T4 = {"gpu": "Tesla T4", "memory": 15_828_320_256, "bf16": False, "cores": 2}
 A100 = {"gpu": "NVIDIA A100-SXM4-40GB", "memory": 42_297_786_368, "bf16": True, "cores": 12}

@@ -1,6 +1,5 @@
 """README's table of results is what data/results says."""
 
-
 import pytest
 
 from tools.readme_table import ROOT, fill, filled, maps_table, table

@@ -13,7 +13,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 from torch import nn
 
-from helpers import training
+from helpers import modes, training
 from helpers.coco import CaptionedImages
 from helpers.embeddings import Embeddings, extract_embeddings
 from helpers.encoders import load_text_tower
@@ -363,7 +363,7 @@ def test_half_of_the_patches_and_others_each_time(pictures):
     model, seen = whole(), []
     pixels = torch.stack([pictures_to_pixels(model, pictures, i) for i in range(3)])
     embedded = model.image_tower.model.embeddings(model.image_tower.normalise(pixels))
-    with training.some_patches(model.image_tower, 0.5):
+    with modes.some_patches(model.image_tower, 0.5):
         model.image_tower.model.embeddings.register_forward_hook(lambda part, args, out: seen.append(out))
         torch.manual_seed(1), model.image_tower(pixels), model.image_tower(pixels)
         torch.manual_seed(1), model.image_tower(pixels)
