@@ -140,13 +140,16 @@ def render(profile) -> Path:
     sizes = {"train2017": train, "val2017": val, **probes}
     if is_whole(target, sum(sizes.values()), stamp):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))  # released when its process ends, however it ends
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         print("MiniCOCO is being rendered by another process; waiting for it.")
         lock.acquire()
+    except OSError as error:
+        fix = f"Make {target.parent} writable, or copy the course to a folder that is"
+        raise OSError(f"{target} could not be written ({error.strerror}). {fix}, and run this again.") from error
     try:
         for rest in target.parent.glob(f".{target.name}.*.tmp"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)

@@ -240,3 +240,13 @@ def test_a_pickle_in_a_tuned_tower_is_refused_unread(tmp_path, trap, tower, name
     with pytest.raises(ValueError, match=f"{tower}/model.safetensors cannot be read .*delete"):
         load_model(tmp_path / "finetuned", max_length=12)
     assert not marker.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refused(lock, **_):
+        raise PermissionError(13, "Permission denied", lock.lock_file)
+
+    monkeypatch.setattr(minicoco.FileLock, "acquire", refused)
+    profile = SimpleNamespace(data=tmp_path / "minicoco-smoke", train_images=8, val_images=4, seed=0)
+    with pytest.raises(OSError, match=r"minicoco-smoke could not be written \(Permission denied\). Make .* writable"):
+        minicoco.render(profile)
