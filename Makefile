@@ -11,7 +11,8 @@ ONLY ?=
 RUN := $(BIN)/python tools/run_notebooks.py $(if $(ONLY),--only $(ONLY))
 
 # PyTorch's large tensors stay with the process; handed back to the kernel, they would come anew in every step.
-export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 268435456
 
 .PHONY: course test lab outputs study explorer readme colab bench clean
