@@ -57,8 +57,8 @@ class Profile:
 
     @property
     def trained(self) -> Path:
-        """Where trained heads and models are kept. Only mini's are committed, in assets/."""
-        return ROOT / "assets" if self.name == "mini" else self.cache
+        """Where trained heads and models are kept. Only mini's are committed, in assets/; CLIP_TRAINED moves them."""
+        return Path(os.environ.get("CLIP_TRAINED") or ROOT / "assets") if self.name == "mini" else self.cache
 
     @property
     def results(self) -> Path:

@@ -10,7 +10,7 @@ from helpers.profiles import ROOT, get_profile, machine, pick_device, seed_every
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    for name in ("CLIP_PROFILE", "CLIP_COCO_DIR", "CLIP_DEVICE", "CLIP_RESULTS"):
+    for name in ("CLIP_PROFILE", "CLIP_COCO_DIR", "CLIP_DEVICE", "CLIP_RESULTS", "CLIP_TRAINED"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,10 +39,14 @@ def test_unknown_profile_lists_the_known_ones(monkeypatch):
 def test_paths_follow_the_environment(monkeypatch, tmp_path):
     assert get_profile("mini").results == ROOT / "data/results"
     assert get_profile("smoke").results == ROOT / "data/results/smoke"
+    assert get_profile("mini").trained == ROOT / "assets"
     monkeypatch.setenv("CLIP_COCO_DIR", str(tmp_path))
     monkeypatch.setenv("CLIP_RESULTS", str(tmp_path / "results"))
     assert get_profile("coco").data == get_profile("coco-val").data == tmp_path
+    monkeypatch.setenv("CLIP_TRAINED", str(tmp_path / "trained"))
     assert get_profile("mini").results == tmp_path / "results"
+    assert get_profile("mini").trained == tmp_path / "trained"
+    assert get_profile("smoke").trained == get_profile("smoke").cache
 
 
 def test_device(monkeypatch):

@@ -43,6 +43,17 @@ def test_out_leaves_the_source_untouched(tmp_path):
     assert [cell.execution_count for cell in cells] == [1, 2]
 
 
+def test_out_keeps_results_and_models_beside_the_copies(tmp_path):
+    told = "from helpers.profiles import get_profile\np = get_profile('mini')\nprint(p.results, p.trained, sep='\\n')"
+    told = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{told}"
+    result = run("--out", tmp_path / "build/notebooks", write(tmp_path / "01_where.ipynb", told))
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = nbformat.read(tmp_path / "build/notebooks/01_where.ipynb", 4).cells[0].outputs[0].text
+    assert text.split() == [str(tmp_path / "build/results"), str(tmp_path / "build/trained")]
+    for part in ("heads/seed-0/heads.safetensors", "finetuned/heads.json"):
+        assert (tmp_path / "build/trained" / part).read_bytes() == (ROOT / "assets" / part).read_bytes()
+
+
 def test_in_place_refuses_noise(tmp_path):
     noisy = write(tmp_path / "01_noisy.ipynb", "import sys\nprint('careful', file=sys.stderr)")
     before = noisy.read_bytes()

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -130,8 +131,11 @@ def main() -> int:
     if not paths:
         parser.error("there is no such notebook")
     env = {"CLIP_PROFILE": args.profile} if args.profile else {}
-    if args.out:  # the committed results belong to the committed notebooks
-        env["CLIP_RESULTS"] = str(args.out.resolve().parent / "results")
+    if args.out:  # the committed results and models belong to the committed notebooks
+        build = args.out.resolve().parent
+        env |= {"CLIP_RESULTS": str(build / "results"), "CLIP_TRAINED": str(build / "trained")}
+        for part in ("heads", "finetuned"):
+            shutil.copytree(ROOT / "assets" / part, build / "trained" / part, dirs_exist_ok=True)
     start = time.time()
     for path in paths:
         print(f"{path.name:<40}", end="", flush=True)
