@@ -15,7 +15,7 @@ from IPython import get_ipython
 from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from PIL import Image
@@ -362,62 +362,4 @@ def tokens_and_patches(image, grid: int, pieces: list[str], title: str = "", lin
         size = 9.5 if len(pieces) < 24 else 8
         words.text(x + wide / 2, y + high / 2, literal(piece), ha="center", va="center", fontsize=size)
     figure.suptitle(title, fontweight="bold", fontsize=12)
-    return figure
-
-
-def clip_diagram(images, captions, similarity) -> Figure:
-    """The course in one picture: two towers, two heads, one matrix of similarities [n, n] whose diagonal should win."""
-    n, side, low = len(images), 0.62, 0.62
-    left, top, middle = 6.55, low + side * n, {"image": 1.95, "text": 4.62}
-    figure = plt.figure(figsize=(10, 5.5), layout="none", facecolor="white")
-    canvas = figure.add_axes([0, 0, 1, 1])
-    canvas.axis("off")
-    canvas.set(xlim=(0, 10), ylim=(0, 5.5))
-
-    def box(x, y, w, h, fill, edge, text, color="black", size=10):
-        canvas.add_patch(plt.Rectangle((x, y), w, h, facecolor=fill, edgecolor=edge))
-        canvas.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size, color=color)
-
-    def arrow(*points):
-        canvas.plot(*zip(*points, strict=True), color="#444", linewidth=1.6)
-        canvas.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#444", "linewidth": 1.6})
-
-    for kind, name, color in (("image", "ViT", IMAGE), ("text", "BERT", TEXT)):
-        y = middle[kind]
-        corners = [(2.75, y - 0.72), (4.25, y - 0.45), (4.25, y + 0.45), (2.75, y + 0.72)]
-        canvas.add_patch(Polygon(corners, facecolor=color, alpha=0.9, edgecolor="white"))
-        canvas.text(
-            3.5, y, f"{name}\n{kind} tower", ha="center", va="center", color="white", fontsize=10.5, weight="bold"
-        )
-        box(4.65, y - 0.26, 0.7, 0.52, "white", color, "head", color)
-        arrow((2.3, y), (2.7, y))
-        arrow((4.25, y), (4.62, y))
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        inset = figure.add_axes([(0.12 + 0.2 * i) / 10, (2.0 - 0.3 * i) / 5.5, 1.25 / 10, 1.25 / 5.5])
-        picture(inset, image, edge="white")
-        canvas.text(0.12, 5.24 - 0.32 * i, wrap(caption, 40, 1), fontsize=7.6, va="center",
-                    bbox={"boxstyle": "round,pad=0.25", "facecolor": "#fdf0e6", "edgecolor": TEXT})  # fmt: skip
-        box(left + i * side, top + 0.1, 0.96 * side, 0.36, "#fbe3d3", TEXT, f"$T_{i + 1}$")
-        box(left - 0.48, top - (i + 1) * side, 0.36, 0.96 * side, "#d9e6f5", IMAGE, f"$I_{i + 1}$")
-        for j in range(n):
-            share = (similarity[i][j] - np.min(similarity)) / np.ptp(similarity)
-            fill = plt.cm.Greens(0.3 + 0.6 * share) if i == j else plt.cm.Greys(0.04 + 0.4 * share)
-            spot = (left + j * side, top - (i + 1) * side, 0.96 * side, 0.96 * side)
-            box(*spot, fill, "white", f"$I_{i + 1}\\cdot T_{j + 1}$", "white" if i == j else "black", 9)
-    arrow((5.35, middle["image"]), (left - 0.52, middle["image"]))
-    arrow((5.35, middle["text"]), (left + side * n / 2, middle["text"]), (left + side * n / 2, top + 0.48))
-    note = "green: pairs, pulled together  ·  grey: all others, pushed apart"
-    canvas.text(left + side * n / 2, 0.36, note, ha="center", fontsize=8, color="#444")
-    return figure
-
-
-def typed_sentences(sentences, images, scores, best: int = 5) -> Figure:
-    """For each sentence the `best` pictures by score [sentences, images], one sentence a row."""
-    figure, grid = plt.subplots(len(sentences), best, figsize=(2 * best, 2.75 * len(sentences)), squeeze=False)
-    for row, sentence, score in zip(grid, sentences, scores, strict=True):
-        for axes, i in zip(row, np.argsort(-score)[:best], strict=True):
-            picture(axes, images[i])
-            axes.set_xlabel(f"cosine {score[i]:.2f}", fontsize=9)
-        row[0].set_title(f"“{literal(sentence)}”", loc="left", fontsize=11)
-    figure.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     return figure

@@ -38,13 +38,23 @@ def coco(tmp_path_factory):
     return root
 
 
+def hub_cache(folder, **shape):
+    """The hub's cache after a download: random weights under the published files' names, of the published shape."""
+    vocabulary = (hub.minilm() / "vocab.txt").read_bytes()
+    write_cache(folder, {VIT: vit_files(ViTConfig(**shape)), BERT: bert_files(BertConfig(**shape), vocabulary)})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """The hub's cache after a download: ViT-B/16's 197 tokens and BERT's vocabulary, but two narrow layers each."""
-    folder = tmp_path_factory.mktemp("hub")
-    vocabulary = (hub.minilm() / "vocab.txt").read_bytes()
-    write_cache(folder, {VIT: vit_files(ViTConfig(**SMALL)), BERT: bert_files(BertConfig(**SMALL), vocabulary)})
-    return folder
+    """ViT-B/16's 197 tokens and BERT's vocabulary, but two narrow layers each."""
+    return hub_cache(tmp_path_factory.mktemp("hub"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def full_cache(tmp_path_factory):
+    """ViTConfig() and BertConfig(): 86 and 110 million weights."""
+    return hub_cache(tmp_path_factory.mktemp("full-hub"))
 
 
 @pytest.fixture

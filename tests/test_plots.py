@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from helpers import plots
+from tools import pictures
 
 PICTURES = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blue", "white")]
 WORDS = ["a red square", "a green square", "a blue square", "a white square"]
@@ -33,8 +34,8 @@ FIGURES = {
     "found_images": lambda: plots.found_images("a square", PICTURES, [0.4, 0.3, 0.2, 0.1], [True, False, False, True]),
     "found_captions": lambda: plots.found_captions(PICTURES[0], WORDS, [0.4, 0.3, 0.2, 0.1], [True] * 4, "found"),
     "tokens_and_patches": lambda: plots.tokens_and_patches(PICTURES[0], 12, ["[CLS]", "square", "[SEP]"], "strips"),
-    "clip_diagram": lambda: plots.clip_diagram(PICTURES, WORDS, SCORES),
-    "typed_sentences": lambda: plots.typed_sentences(WORDS[:2], PICTURES, SCORES[:2], best=3),
+    "clip_diagram": lambda: pictures.clip_diagram(PICTURES, WORDS, SCORES),
+    "typed_sentences": lambda: pictures.typed_sentences(WORDS[:2], PICTURES, SCORES[:2], best=3),
 }
 
 
@@ -74,8 +75,8 @@ MARKED = {
     "found_captions": lambda: plots.found_captions(PICTURES[0], [MARKUP], [0.4]),
     "scene_report": lambda: plots.scene_report(PICTURES[0], [MARKUP], [0.4], [MARKUP[:9]], [0.9]),
     "tokens_and_patches": lambda: plots.tokens_and_patches(PICTURES[0], 12, ["[CLS]", MARKUP, "[SEP]"]),
-    "clip_diagram": lambda: plots.clip_diagram(PICTURES[:2], [MARKUP, "a dog"], SCORES[:2, :2]),
-    "typed_sentences": lambda: plots.typed_sentences([MARKUP], PICTURES, SCORES[:1], best=1),
+    "clip_diagram": lambda: pictures.clip_diagram(PICTURES[:2], [MARKUP, "a dog"], SCORES[:2, :2]),
+    "typed_sentences": lambda: pictures.typed_sentences([MARKUP], PICTURES, SCORES[:1], best=1),
 }
 
 
