@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from helpers import attention
-from helpers.attention import Words, grid_of, one_token, patch_grid, pooling, record, whole_words, word_scores
+from helpers.attention import one_token, pooling, record
 from helpers.model import CLIP
+from helpers.tokens import Words, grid_of, patch_grid, whole_words, word_scores
 
 # What a method does not read, by the names of an explorer's controls, and why.
 SEVERAL, MEAN = "it goes through several", "it takes the mean of all"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers.attention import batches, flow, patch_grid, pooling, raw_attention, record, relevance, rollout, word_scores
+from helpers.attention import batches, flow, pooling, raw_attention, record, relevance, rollout
 from helpers.maps import depth, patches
 from helpers.overlays import heat
+from helpers.tokens import patch_grid, word_scores
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 

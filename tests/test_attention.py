@@ -22,15 +22,14 @@ from helpers.attention import (
     input_bound,
     look,
     one_token,
-    patch_grid,
     pooling,
     raw_attention,
     record,
     relevance,
     rollout,
-    word_scores,
 )
 from helpers.model import CLIP
+from helpers.tokens import patch_grid, word_scores
 from tests.tiny import WORDS, image_tower, text_tower
 
 # Three layers, weights large enough that attention is far from uniform, and dropout everywhere in training mode.

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from helpers import attention, maps
-from helpers.attention import METHODS, explain, one_token, patch_grid, raw_attention, record, rollout
+from helpers.attention import METHODS, explain, one_token, raw_attention, record, rollout
 from helpers.maps import UNREAD, Maps, depth, limits, patches, words_of
+from helpers.tokens import patch_grid, word_scores
 from tests.tiny import deep_model
 
 CAPTION, OTHER = "a red bus and two dogs", "a blue cat on the beach"
@@ -67,14 +68,14 @@ def test_a_word_of_several_pieces_is_read_from_all_of_them(model, looking):
     start = (one_token(6, 1, 9) + one_token(7, 1, 9)) / 2
     seen = looking.see(PICTURE, CAPTION, "rollout", "text", layers=(1, 3), source=len(words) - 1)
     by_hand = rollout(attentions[1:3], start)
-    expected = attention.word_scores(model.text_tower, batch["input_ids"], by_hand)[0]
+    expected = word_scores(model.text_tower, batch["input_ids"], by_hand)[0]
     torch.testing.assert_close(seen.words.scores, expected.scores)
 
 
 @pytest.mark.parametrize("caption", [CAPTION, "", "dogs", "zebra buses", "dogs " * 30])
 def test_words_are_those_that_scores_are_told_of(model, caption):
     batch = model.text_tower.tokenize([caption])
-    told = attention.word_scores(model.text_tower, batch["input_ids"], torch.zeros(batch["input_ids"].shape))[0]
+    told = word_scores(model.text_tower, batch["input_ids"], torch.zeros(batch["input_ids"].shape))[0]
     assert [word for word, _ in words_of(model.text_tower, caption)] == told.words
 
 
