@@ -31,8 +31,8 @@ ROUNDS = 5
 WORDS = "a the two man woman dog cat horse skateboarder riding holding next to on in front of street beach".split()
 TINY = {"image_size": 96, "patch_size": 8, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
 CASES = {  # architecture, size of the JPEGs, number of images, of captions, batch size
-    "mini": (ViTConfig(**TINY, intermediate_size=512), (192, 192), 512, 512, 64),
-    "coco": (ViTConfig(), (640, 480), 24, 48, 8),
+    "mini": (ViTConfig(**TINY, intermediate_size=512), (192, 192), 1536, 1536, 64),
+    "coco": (ViTConfig(), (640, 480), 32, 96, 8),
 }
 
 

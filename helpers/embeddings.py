@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from helpers.pictures import open_image
 from helpers.profiles import pick_device, written_whole
 
 WORKERS = hardware.workers()  # threads that decode pictures while the tower runs
+ON_CPU = 32  # pictures or captions that one thread of a CPU embeds at a time, beside others: each core on its own
 Batch = tuple[np.ndarray, dict[str, Tensor]]  # row numbers [B] and the tower's inputs for them
 
 
@@ -94,6 +96,8 @@ def _distinct(texts: list[str]) -> tuple[list[str], Tensor]:
 
 
 def _embed_images(tower, images, folder, batch_size, shard_size=2048, progress=False) -> Tensor:
+    batch_size = _at_once(batch_size)
+
     def load(rows: np.ndarray) -> list[Batch]:
         pictures = [tower.preprocess(_open(images, int(i), tower.size)) for i in rows]
         return [(rows, {"pixel_values": torch.stack(pictures)})]  # uint8 [B, 3, H, W]
@@ -105,6 +109,8 @@ def _embed_images(tower, images, folder, batch_size, shard_size=2048, progress=F
 
 
 def _embed_texts(tower, texts, folder, batch_size, shard_size=2048, progress=False) -> Tensor:
+    batch_size = _at_once(batch_size)
+
     def load(rows: np.ndarray) -> list[Batch]:
         tokens = tower.tokenize([texts[i] for i in rows])
         lengths = tokens["attention_mask"].sum(dim=1)
@@ -117,6 +123,10 @@ def _embed_texts(tower, texts, folder, batch_size, shard_size=2048, progress=Fal
     # A whole shard at a time, so that there is something to sort; one thread, since a tokenizer is not thread-safe.
     name = progress and "captions"
     return _embed(tower, len(texts), load, lambda shard: [shard], folder, batch_size, shard_size, name, workers=1)
+
+
+def _at_once(batch_size: int) -> int:
+    return min(batch_size, ON_CPU) if pick_device().type == "cpu" else batch_size
 
 
 def _open(images, i: int, size: int) -> Image.Image:
@@ -145,12 +155,11 @@ def _embed(
     total = sum(map(len, missing))
     bar = tqdm(total=count, initial=count - total, desc=progress or None, file=sys.stdout, disable=not progress)
     loading = prefetch(load, (unit for rows in missing for unit in units(rows)), workers)
-    with bar, closing(loading), _frozen(tower) as device:
-        batches = chain.from_iterable(loading)
+    with bar, closing(loading), _frozen(tower) as device, _forwards(tower, loading, device) as done:
         for rows in missing:
             parts = []
-            for batch, inputs in islice(batches, math.ceil(len(rows) / batch_size)):
-                parts.append((batch, _forward(tower, inputs, device)))
+            for batch, features in islice(done, math.ceil(len(rows) / batch_size)):
+                parts.append((batch, features))
                 bar.update(len(batch))
             for batch, features in parts:  # only now, so that a GPU is never waited for between two batches
                 output[batch] = features.float().cpu()
@@ -159,23 +168,55 @@ def _embed(
     return output
 
 
-def prefetch(load: Callable, items: Iterable, workers: int = WORKERS, ahead: int = WORKERS) -> Iterator:
+def prefetch(
+    load: Callable, items: Iterable, workers: int = WORKERS, ahead: int = WORKERS, at_start: Callable | None = None
+) -> Iterator:
     """load(item) for each item, in order, while background threads work on the next `ahead` ones.
 
     Threads suffice: decoding and tokenising release Python's lock. And they work in notebooks on every system.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
+    with ThreadPoolExecutor(workers, initializer=at_start) as pool:
+        waiting, items, failed = deque(), iter(items), None
         try:
-            for item in items:
-                waiting.append(pool.submit(load, item))
+            while True:
+                try:
+                    waiting.append(pool.submit(load, next(items)))
+                except StopIteration:
+                    break
+                except Exception as error:  # what was begun before it comes first
+                    failed = error
+                    break
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failed is not None:
+                raise failed
         finally:  # an error or a reader who has seen enough: what has not begun never will
             for future in waiting:
                 future.cancel()
+
+
+@contextmanager
+def _forwards(tower: nn.Module, loading: Iterable[list[Batch]], device: torch.device) -> Iterator[Iterator]:
+    """Each batch's row numbers with its features, in order.
+
+    On a CPU one batch a core, each in one thread: cores that share a batch wait for each other in every operation.
+    """
+
+    def forward(batch: Batch) -> tuple[np.ndarray, Tensor]:
+        return batch[0], _forward(tower, batch[1], device)
+
+    batches, threads = chain.from_iterable(loading), torch.get_num_threads()
+    if device.type != "cpu":
+        yield map(forward, batches)
+        return
+    try:
+        alone = partial(torch.set_num_threads, 1)
+        with closing(prefetch(forward, batches, threads, threads, alone)) as done:
+            yield done
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

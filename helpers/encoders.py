@@ -23,7 +23,7 @@ from helpers import hub
 from helpers.profiles import ROOT, Profile, written_whole
 
 LOCAL = {"local_files_only": True, "use_safetensors": True}
-TOGETHER = 32  # pictures, or captions of similar length, that a CPU embeds at a time: so many fit its caches
+TOGETHER = 32  # captions of similar length that a CPU embeds at a time
 
 
 class ImageTower(nn.Module):
@@ -54,12 +54,6 @@ class ImageTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed pictures: [B, 3, H, W], uint8 from `preprocess` or float from `normalise`, to [B, D]."""
-        if pixel_values.device.type != "cpu" or torch.is_grad_enabled():
-            return self.pooled(pixel_values)
-        return torch.cat([self.pooled(part) for part in pixel_values.split(TOGETHER)])
-
-    def pooled(self, pixel_values: Tensor) -> Tensor:
-        """The last layer's CLS token."""
         if pixel_values.dtype == torch.uint8:
             pixel_values = self.normalise(pixel_values)
         return self.model(pixel_values).last_hidden_state[:, 0]

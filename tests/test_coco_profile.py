@@ -27,6 +27,8 @@ from tools.run_notebooks import execute, problems
 SAMPLE = ROOT.parent / "shared" / "coco-sample"
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 SIZES = {"train_images": 48, "dev_images": 16, "val_images": 16, "head_epochs": 3, "tune_epochs": 2, "seeds": 2}
+FEW = {"train_images": 24, "dev_images": 8, "val_images": 8, "head_epochs": 2, "tune_epochs": 1, "seeds": 1,
+       "batch_size": 8}  # fmt: skip
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
@@ -102,17 +104,26 @@ def test_helpers_from_photographs_to_tuned_towers(profile):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_on_coco_val(path, coco, cache, tmp_path):
-    """In a copy of the repository without data/, whose table of profiles has the sizes above."""
+    run_notebook(path, coco, cache, tmp_path, SIZES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_on_towers_of_full_size(path, coco, full_cache, tmp_path):
+    run_notebook(path, coco, full_cache, tmp_path, FEW)
+
+
+def run_notebook(path, coco, cache, tmp_path, sizes):
+    """In a copy of the repository without data/, whose table of profiles has these sizes."""
     for folder in ("helpers", "assets", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "helpers/profiles.py", "a", encoding="utf-8") as table:
         print("\n\nfrom dataclasses import replace\n\ngenuine = all_profiles", file=table)
-        print(f"all_profiles = lambda: {{k: replace(row, **{SIZES}) for k, row in genuine().items()}}", file=table)
+        print(f"all_profiles = lambda: {{k: replace(row, **{sizes}) for k, row in genuine().items()}}", file=table)
     (tmp_path / "notebooks").mkdir()
     copy = shutil.copy(path, tmp_path / "notebooks")
     env = {"CLIP_PROFILE": "coco-val", "CLIP_COCO_DIR": str(coco), "CLIP_RESULTS": str(tmp_path / "results"),
            "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}  # fmt: skip
-    executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=300)
+    executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=900)
     noise = [problem for problem in problems(executed) if " bytes, over " not in problem]
     assert noise == [], "photographs may weigh more, since these outputs are committed nowhere; nothing else is allowed"
     said = executed.cells[[cell.cell_type for cell in executed.cells].index("code")].outputs[0].text

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from helpers import embeddings
 from helpers.coco import CaptionedImages
 from helpers.embeddings import _read_shard, _write_shard, embed_images, embed_texts, extract_embeddings, prefetch
 from helpers.encoders import ImageTower, TextTower
@@ -211,13 +212,15 @@ def test_shard_size_may_change(dataset, tmp_path):
 def test_killed_run_resumes_after_its_last_finished_shard(dataset, tmp_path):
     """A process is killed (SIGKILL) in the middle of the second shard of images; the next run embeds the other four."""
     code = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from tests.test_embeddings import *\n"
         "tower, calls = image_tower(), []\n"
         "def die(*_):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if len(calls) == 4:\n"
+        "        while not list(Path(sys.argv[2]).glob('images-*/*.safetensors')): time.sleep(0.01)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "tower.register_forward_pre_hook(die)\n"
         "extract_embeddings(tower, text_tower(), CaptionedImages(sys.argv[1]), Path(sys.argv[2]), **OPTIONS)\n"
     )
@@ -270,3 +273,32 @@ def test_prefetch_passes_errors_on():
     assert next(stream) == 0 and next(stream) == 1
     with pytest.raises(ZeroDivisionError):
         next(stream)
+
+
+def test_prefetch_gives_what_was_begun_before_its_source_failed():
+    def source():
+        yield from (1, 2)
+        raise OSError("a broken picture")
+
+    got = []
+    with pytest.raises(OSError, match="a broken picture"):
+        for value in prefetch(lambda i: 10 * i, source(), workers=2, ahead=4):
+            got.append(value)
+    assert got == [10, 20]
+
+
+def test_on_a_cpu_each_batch_has_one_thread(dataset, monkeypatch):
+    monkeypatch.setattr(embeddings, "ON_CPU", 2)
+    monkeypatch.setattr(embeddings, "pick_device", lambda: torch.device("cpu"))
+    tower, seen, threads = image_tower(), [], torch.get_num_threads()
+    tower.register_forward_hook(lambda _, args, output: seen.append((len(output), torch.get_num_threads())))
+    torch.set_num_threads(3)
+    try:
+        found = embed_images(tower, dataset)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {(2, 1)} and 2 * len(seen) == len(dataset)
+    pixels = torch.stack([tower.preprocess(dataset.image(i, tower.size)) for i in range(len(dataset))])
+    with torch.inference_mode():
+        torch.testing.assert_close(found, tower(pixels))

@@ -74,18 +74,6 @@ def test_image_embedding_is_the_cls_token(image_tower):
     assert not torch.allclose(embeds[0], embeds[1])
 
 
-def test_a_cpu_embeds_pictures_in_parts_and_all_the_same(image_tower):
-    pixels = torch.stack([image_tower.preprocess(noise(96, 96 + i)) for i in range(70)])
-    seen = []
-    hook = image_tower.model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    with torch.inference_mode():
-        embeds = image_tower(pixels)
-        assert torch.allclose(embeds, image_tower.pooled(pixels), atol=1e-5) and embeds.shape == (70, 32)
-    image_tower(pixels[:40])  # where there are gradients, the batch stays whole
-    hook.remove()
-    assert seen == [32, 32, 6, 70, 40]
-
-
 def test_missing_model_folder_says_how_to_make_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*python -m helpers\.pretrain"):
         load_image_tower(dataclasses.replace(MINI, image_model=str(tmp_path / "no-vit")))
