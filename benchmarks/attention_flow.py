@@ -19,7 +19,8 @@ import networkx as nx
 import numpy as np
 import torch
 
-from helpers.attention import RESOLUTION, flow, fuse_heads, one_token
+from helpers.attention import flow, fuse_heads, one_token
+from helpers.maxflow import RESOLUTION
 from helpers.profiles import ROOT, machine, write_atomically
 
 RESULT = ROOT / "data" / "results" / "bench_attention_flow.json"

@@ -14,15 +14,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
+from helpers.maxflow import flows
 from helpers.model import training_mode
 from helpers.tokens import patch_grid, word_scores
 
 METHODS = ("raw", "rollout", "flow", "relevance")
-RESOLUTION = 2**30  # capacities are whole multiples of 1 / 2³⁰, since scipy's max-flow counts in int32
 AT_A_TIME = 16  # examples that `record` runs at once: a model hands out all of its layers
 
 
@@ -153,29 +151,8 @@ def flow(attentions: Tensor, source: Tensor, residual: bool = True) -> Tensor:
     the rounding of the attentions' own type. About L·N² steps a token: seconds for a picture of ViT-B/16.
     """
     matrices = fuse_heads(attentions, residual=residual).double().numpy()  # [L, B, N, N]
-    flows = [_flow_of_one(matrices[:, b], source[b].double().numpy()) for b in range(matrices.shape[1])]
-    return torch.from_numpy(np.stack(flows)).to(attentions.dtype)
-
-
-def _flow_of_one(matrices: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Max-flow from source [N] through matrices [L, N, N] to every input token: [N].
-
-    Node 0 is the target, 1 + l·N + i is token i above layer l (l = 0 … L-1), and the last node is the source: scipy
-    tries edges in order of their ends, so those that lead on come before those that lead back. All targets share the
-    graph: only the capacities of the N edges into the target change, and they come first.
-    """
-    layers, n, _ = matrices.shape
-    token = np.arange(n)
-    ends = [np.zeros(n, int), *(np.tile(1 + k * n + token, n) for k in range(layers - 1)), 1 + (layers - 1) * n + token]
-    edges = np.repeat([0, 1, n], [1, n, (layers - 1) * n + 1])  # that leave the target, the first layer, the others
-    capacities = np.concatenate([np.ones(n), matrices[1:].ravel(), source])
-    arrays = capacities * RESOLUTION, np.concatenate(ends), np.concatenate([[0], edges.cumsum()])
-    graph = csr_array(tuple(array.astype(np.int32) for array in arrays), shape=(len(edges), len(edges)))
-    values = np.empty(n)
-    for j in range(n):
-        graph.data[:n] = (matrices[0, :, j] * RESOLUTION).astype(np.int32)
-        values[j] = maximum_flow(graph, len(edges) - 1, 0).flow_value / RESOLUTION
-    return values
+    examples = [(matrices[:, b], source[b].double().numpy()) for b in range(matrices.shape[1])]
+    return torch.from_numpy(np.stack(flows(examples))).to(attentions.dtype)
 
 
 def input_bound(attentions: Tensor, residual: bool = True) -> Tensor:

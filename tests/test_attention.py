@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from helpers import attention
+from helpers import attention, maxflow
 from helpers.attention import (
     METHODS,
     explain,
@@ -480,6 +480,12 @@ def test_flow_keeps_the_order_of_the_batch():
     assert not torch.allclose(found[0], found[1])
 
 
+def test_many_examples_in_several_processes_give_the_same():
+    attentions, source = some_attention(examples=maxflow.MANY), some_source(maxflow.MANY, 5)
+    alone = [flow(attentions[:, [b]], source[[b]]) for b in range(maxflow.MANY)]
+    assert torch.equal(flow(attentions, source), torch.cat(alone))
+
+
 def test_flow_of_float32_is_float32():
     attentions, source = some_attention(), some_source(2, 5)
     found = flow(attentions.float(), source.float())
@@ -516,16 +522,16 @@ def test_more_capacity_than_int32_holds_does_not_wrap():
 def test_flow_at_the_size_of_vit_b16(monkeypatch):
     """Two of 197 targets: a flow that obeys the capacities and fills a cut is proved the largest."""
     n, seen = 197, []
-    exact = attention.maximum_flow
+    exact = maxflow.maximum_flow
 
     def first_two(capacities, source, target):
         if len(seen) == 2:  # the others take the same way
-            return exact(attention.csr_array(np.array([[0, 1], [0, 0]], dtype=np.int32)), 0, 1)
+            return exact(maxflow.csr_array(np.array([[0, 1], [0, 0]], dtype=np.int32)), 0, 1)
         result = exact(capacities, source, target)
         seen.append((capacities.copy(), source, target, result))
         return result
 
-    monkeypatch.setattr(attention, "maximum_flow", first_two)
+    monkeypatch.setattr(maxflow, "maximum_flow", first_two)
     attentions = some_attention(12, 1, 1, n).float()
     tracemalloc.start()
     found = flow(attentions, one_token(0, 1, n))
