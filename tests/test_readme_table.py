@@ -21,7 +21,9 @@ def test_rows_columns_and_numbers():
     assert lines[0] == "| | Chance | Projection heads | Both towers tuned | Ceiling |"
     assert lines[2] == "| Text → image, recall@5 | 0.005 | 0.812 ± 0.004 | 0.900 ± 0.004 | 0.957 |"
     assert lines[3] == "| Zero-shot: never captioned, top-1 | 0.017 | 0.500 [0.41, 0.59] |  |  |"
-    assert "a CPU, 2 cores" in lines[-1] and len(lines) == 6
+    assert "a CPU, 2 cores." in lines[-1] and len(lines) == 6
+    study = {"machine": {**MACHINE, "cpu": "another CPU"}}
+    assert "a CPU, 2 cores; another CPU, 2 cores." in table([result("03", **first)], study).splitlines()[-1]
 
 
 def test_only_the_part_between_the_markers_changes():

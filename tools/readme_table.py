@@ -64,8 +64,11 @@ def bound(metric: dict, name: str) -> str:
     return "" if metric.get(name) is None else f"{metric[name]:.3f}"
 
 
-def table(results: list[dict]) -> str:
-    """The Markdown table of `results`, the parsed JSON files in the order of their notebooks."""
+def table(results: list[dict], study: dict | None = None) -> str:
+    """The Markdown table of `results`, the parsed JSON files in the order of their notebooks.
+
+    study: the file of the study, named as the source of some of these numbers, for the machine it ran on.
+    """
     metrics: dict[str, dict] = {}
     for result in results:
         metrics = {**result["metrics"], **metrics}
@@ -82,7 +85,8 @@ def table(results: list[dict]) -> str:
             cells = [number(row[model]) if model in row else "" for model in models]
             first = next(iter(row.values()))
             lines.append(f"| {label} | {bound(first, 'chance')} | {' | '.join(cells)} | {bound(first, 'ceiling')} |")
-    machines = {f"{result['machine']['cpu']}, {result['machine']['cores']} cores" for result in results}
+    ran = [*results, study] if study else results
+    machines = {f"{result['machine']['cpu']}, {result['machine']['cores']} cores" for result in ran}
     profiles = {result["profile"] for result in results}
     where = f"Profile {', '.join(sorted(profiles))}, measured on {'; '.join(sorted(machines))}."
     how = "Mean ± standard deviation over seeds; brackets: 95 % confidence interval. Made by `make readme`."
@@ -154,7 +158,8 @@ def filled(readme: str) -> str:
     """`readme` with every table as data/results says."""
     gpu, results = ROOT / "data/results/gpu.json", load()
     maps = next((result["metrics"] for result in results if result["notebook"] == "07"), {})
-    readme = fill(readme, table(results))
+    study = ROOT / "data/results/study.json"
+    readme = fill(readme, table(results, json.loads(study.read_text()) if study.is_file() else None))
     readme = fill(readme, maps_table(maps), MAPS_START, MAPS_END)
     return fill(readme, gpu_table(json.loads(gpu.read_text()) if gpu.is_file() else None), GPU_START, GPU_END)
 
