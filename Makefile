@@ -4,6 +4,7 @@
 # make study    the experiments too long for a notebook: hours; goes on where it was stopped
 # make explorer build/explorer.html: where a model looks, in a browser, without Python
 # make colab    REPO=owner/name: what Colab opens and clones, in every notebook
+# make full-size notebooks on coco-val with towers of full size and random weights: a quarter of an hour and more
 # make readme   README's results       make bench    benchmarks      make clean   removes what was made
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,7 +16,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: course test lab outputs study explorer readme colab bench clean
+.PHONY: course test full-size lab outputs study explorer readme colab bench clean
 
 course: .venv/installed
 	@mkdir -p build && ln -sfn ../assets build/assets
@@ -23,6 +24,9 @@ course: .venv/installed
 
 test: .venv/installed-dev
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+
+full-size: .venv/installed-dev
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/full_size.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

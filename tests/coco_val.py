@@ -18,6 +18,8 @@ from tests.fake_hub import BERT, VIT, bert_files, vit_files, write_cache
 from tools.run_notebooks import execute, problems
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+FEW = {"train_images": 24, "dev_images": 8, "val_images": 8, "head_epochs": 2, "tune_epochs": 1, "seeds": 1,
+       "batch_size": 8}  # fmt: skip
 
 
 def hub_cache(folder, **shape):

@@ -1,4 +1,7 @@
-"""`coco-val` with the very towers that a reader of it gets, ViTConfig() and BertConfig(), on few pictures."""
+"""`coco-val` with the very towers that a reader of it gets, ViTConfig() and BertConfig(), on few pictures.
+
+The notebooks with them take a quarter of an hour and more: tests/full_size.py, which `make full-size` runs.
+"""
 
 import numpy as np
 import pytest
@@ -6,10 +9,7 @@ import torch
 
 from helpers import artifacts
 from tests.coco_folder import write_coco
-from tests.coco_val import NOTEBOOKS, coco_val, hub_cache, run_notebook, walk
-
-FEW = {"train_images": 24, "dev_images": 8, "val_images": 8, "head_epochs": 2, "tune_epochs": 1, "seeds": 1,
-       "batch_size": 8}  # fmt: skip
+from tests.coco_val import FEW, coco_val, hub_cache, walk
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,3 @@ def test_helpers_from_photographs_to_tuned_towers(coco, cache, tmp_path, monkeyp
         assert not any(torch.equal(p, next(t.parameters())) for p, t in zip(before, towers, strict=True))
     finally:
         artifacts.towers.cache_clear()
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, coco, cache, tmp_path):
-    run_notebook(path, coco, cache, tmp_path, FEW)
