@@ -55,8 +55,8 @@ def walk(profile):
     return pairs, model, recall, history
 
 
-def run_notebook(path, coco, cache, tmp_path, sizes):
-    """In a copy of the repository without data/, whose table of profiles has these sizes."""
+def run_notebook(path, coco, cache, tmp_path, sizes, timeout=300):
+    """In a copy of the repository without data/, whose table of profiles has these sizes; timeout: seconds a cell."""
     for folder in ("helpers", "assets", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "helpers/profiles.py", "a", encoding="utf-8") as table:
@@ -66,7 +66,7 @@ def run_notebook(path, coco, cache, tmp_path, sizes):
     copy = shutil.copy(path, tmp_path / "notebooks")
     env = {"CLIP_PROFILE": "coco-val", "CLIP_COCO_DIR": str(coco), "CLIP_RESULTS": str(tmp_path / "results"),
            "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}  # fmt: skip
-    executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=900)
+    executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=timeout)
     noise = [problem for problem in problems(executed) if " bytes, over " not in problem]
     assert noise == [], "photographs may weigh more, since these outputs are committed nowhere; nothing else is allowed"
     said = executed.cells[[cell.cell_type for cell in executed.cells].index("code")].outputs[0].text

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from helpers.profiles import get_profile
+from tests.coco_folder import write_coco
+from tests.coco_val import hub_cache
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +22,17 @@ def smoke(tmp_path_factory):
     profile = get_profile("smoke")
     values = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
     return Elsewhere(**{**values, "data": folder / "minicoco-smoke"})
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """64 photographs in COCO's layout."""
+    root = tmp_path_factory.mktemp("coco")
+    write_coco(root, images=64)
+    return root
+
+
+@pytest.fixture(scope="module")
+def full_cache(tmp_path_factory):
+    """The hub's cache with ViTConfig() and BertConfig(): 86 and 110 million weights."""
+    return hub_cache(tmp_path_factory.mktemp("full-hub"))

@@ -4,29 +4,14 @@ The notebooks with them take a quarter of an hour and more: tests/full_size.py, 
 """
 
 import numpy as np
-import pytest
 import torch
 
 from helpers import artifacts
-from tests.coco_folder import write_coco
-from tests.coco_val import FEW, coco_val, hub_cache, walk
+from tests.coco_val import FEW, coco_val, walk
 
 
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    root = tmp_path_factory.mktemp("coco")
-    write_coco(root, images=64)
-    return root
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """86 and 110 million weights."""
-    return hub_cache(tmp_path_factory.mktemp("hub"))
-
-
-def test_helpers_from_photographs_to_tuned_towers(coco, cache, tmp_path, monkeypatch):
-    profile = coco_val(coco, cache, tmp_path, monkeypatch, FEW)
+def test_helpers_from_photographs_to_tuned_towers(coco, full_cache, tmp_path, monkeypatch):
+    profile = coco_val(coco, full_cache, tmp_path, monkeypatch, FEW)
     try:
         towers = artifacts.towers(profile)
         shapes = [(config.num_hidden_layers, config.hidden_size) for config in (t.model.config for t in towers)]

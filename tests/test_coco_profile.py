@@ -12,20 +12,11 @@ from helpers import artifacts
 from helpers.instances import load_probes
 from helpers.model import CLIP
 from helpers.profiles import ROOT
-from tests.coco_folder import write_coco
 from tests.coco_val import NOTEBOOKS, coco_val, hub_cache, run_notebook, walk
 
 SAMPLE = ROOT.parent / "shared" / "coco-sample"
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 SIZES = {"train_images": 48, "dev_images": 16, "val_images": 16, "head_epochs": 3, "tune_epochs": 2, "seeds": 2}
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    """64 photographs in COCO's layout."""
-    root = tmp_path_factory.mktemp("coco")
-    write_coco(root, images=64)
-    return root
 
 
 @pytest.fixture(scope="module")
