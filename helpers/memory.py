@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -115,12 +117,11 @@ def table(batch_size: int = 128, model: CLIP | None = None) -> list[dict]:
 
 def measured(image_config, text_config, sizes=(16, 80), embed_dim: int = 256) -> dict:
     """Bytes a pair of a full fine-tuning step: counted, and from the peaks of two real processes (Linux only)."""
-    peaks = []
-    for size in sizes:
-        told = [repr(config.to_dict()) for config in (image_config, text_config)]
-        command = [sys.executable, "-c", STEP, *told, str(embed_dim), str(size)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout.split()[-1]))
+    told = [repr(config.to_dict()) for config in (image_config, text_config)]
+    commands = [[sys.executable, "-c", STEP, *told, str(embed_dim), str(size)] for size in sizes]
+    with ThreadPoolExecutor() as pool:  # side by side: most of their time goes to imports
+        run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks = [int(done.stdout.split()[-1]) for done in pool.map(run, commands)]
     model = dual_encoder(image_config, text_config, embed_dim)
     counted = [activation_bytes(model, batch_for(model, size)) for size in sizes]
     step = sizes[1] - sizes[0]
