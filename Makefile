@@ -23,7 +23,7 @@ course: .venv/installed
 	@$(RUN) --out build/notebooks
 
 test: .venv/installed-dev
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 full-size: .venv/installed-dev
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/full_size.py
