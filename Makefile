@@ -9,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?=
-RUN := $(BIN)/python tools/run_notebooks.py $(if $(ONLY),--only $(ONLY))
+RUN := $(BIN)/python scripts/run_notebooks.py $(if $(ONLY),--only $(ONLY))
 
 # PyTorch's large tensors stay with the process; handed back to the kernel, they would come anew in every step.
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
@@ -35,16 +35,16 @@ outputs: .venv/installed
 	@$(RUN) --in-place
 
 study: .venv/installed
-	@$(BIN)/python -m helpers.study
+	@$(BIN)/python -m scripts.run_study
 
 explorer: .venv/installed
-	@$(BIN)/python -m helpers.explorer
+	@$(BIN)/python -m scripts.export_explorer
 
 readme: .venv/installed
-	@$(BIN)/python tools/readme_table.py
+	@$(BIN)/python scripts/readme_table.py
 
 colab:
-	@$(PYTHON) tools/colab.py "$(REPO)"
+	@$(PYTHON) scripts/stamp_colab.py "$(REPO)"
 
 bench: .venv/installed
 	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done

@@ -23,16 +23,30 @@ from pathlib import Path
 import psutil
 from torchvision.datasets import CocoCaptions
 
-from helpers.coco import CaptionedImages
-from helpers.profiles import ROOT, machine, write_atomically
+from helpers.config import ROOT, machine
+from helpers.data import CaptionedImages
+from helpers.storage.files import atomic_write
 from tests.big_coco import CAPTIONS, IMAGES, write_big_captions
 
 RESULT = ROOT / "data" / "results" / "bench_annotations_memory.json"
 FOLDER = "train2017"
 WORKERS = 2
 MB = 10**6
-UNITS = {"seconds": 1, "peak": MB, "held": MB, "sent to spawned": MB, "private, forked": MB, "private, spawned": MB}
-MOST = {"seconds": 10, "peak": 1500 * MB, "held": 300 * MB, "private, forked": 20 * MB, "private, spawned": 20 * MB}
+UNITS = {
+    "seconds": 1,
+    "peak": MB,
+    "held": MB,
+    "sent to spawned": MB,
+    "private, forked": MB,
+    "private, spawned": MB,
+}
+MOST = {
+    "seconds": 10,
+    "peak": 1500 * MB,
+    "held": 300 * MB,
+    "private, forked": 20 * MB,
+    "private, spawned": 20 * MB,
+}
 
 
 def load(way: str, root: Path):
@@ -66,7 +80,9 @@ def private(way: str, method: str, images) -> int:
     """Bytes that each of several workers has for itself, on average."""
     context = multiprocessing.get_context(method)
     answers, together = context.Queue(), context.Barrier(WORKERS)
-    workers = [context.Process(target=work, args=(way, images, answers, together)) for _ in range(WORKERS)]
+    workers = [
+        context.Process(target=work, args=(way, images, answers, together)) for _ in range(WORKERS)
+    ]
     for worker in workers:
         worker.start()
     told = [answers.get() for _ in workers]
@@ -103,12 +119,25 @@ def main() -> int:
     ratios = {name: rows["ours"][name] / rows["torchvision"][name] for name in UNITS}
     print(f"{'':18}{'ours':>12}{'torchvision':>14}{'ratio':>8}{'at most':>12}")
     for name, unit in UNITS.items():
-        ours, theirs = (f"{rows[way][name] / unit:,.1f} {'MB' if unit == MB else ' s'}" for way in rows)
+        ours, theirs = (
+            f"{rows[way][name] / unit:,.1f} {'MB' if unit == MB else ' s'}" for way in rows
+        )
         most = f"{MOST[name] / unit:,.0f} {'MB' if unit == MB else ' s'}" if name in MOST else ""
         print(f"{name:18}{ours:>12}{theirs:>14}{ratios[name]:8.3f}{most:>12}")
-    record = {"machine": machine(), "seconds": round(time.perf_counter() - start, 1), "baseline": "torchvision"}
-    content = {**record, **about, "workers": WORKERS, "at_most": MOST, "results": rows, "ratios": ratios}
-    write_atomically(RESULT, json.dumps(content, indent=2) + "\n")
+    record = {
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "baseline": "torchvision",
+    }
+    content = {
+        **record,
+        **about,
+        "workers": WORKERS,
+        "at_most": MOST,
+        "results": rows,
+        "ratios": ratios,
+    }
+    atomic_write(RESULT, json.dumps(content, indent=2) + "\n")
     over = [name for name, most in MOST.items() if rows["ours"][name] > most]
     print(f"over: {', '.join(over)}" if over else "all within what is allowed")
     return bool(over)

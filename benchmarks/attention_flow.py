@@ -2,7 +2,7 @@
 
 The baseline is what the paper's code does (github.com/samiraabnar/attention_flow): a DiGraph made from one adjacency
 matrix over all layers, and `nx.maximum_flow_value(G, u, v, flow_func=nx.algorithms.flow.edmonds_karp)` for each input
-token v. Against it stands `helpers.attention.flow`, for all input tokens. Same random attention, same source (the first
+token v. Against it stands `helpers.attention.attention_flow`, for all input tokens. Same random attention, same source (the first
 token), one core. Every measurement is a process of its own: peak memory is above what it held after a small warm-up.
 networkx is timed on a few targets, its graph ready made, and given up after LIMIT seconds; ours builds its own.
 """
@@ -19,21 +19,36 @@ import networkx as nx
 import numpy as np
 import torch
 
-from helpers.attention import flow, fuse_heads, one_token
-from helpers.maxflow import RESOLUTION
-from helpers.profiles import ROOT, machine, write_atomically
+from helpers.attention import attention_flow, fuse_heads, one_token
+from helpers.config import ROOT, machine
+from helpers.max_flow import RESOLUTION
+from helpers.storage.files import atomic_write
 
 RESULT = ROOT / "data" / "results" / "bench_attention_flow.json"
 SIZES = {  # tokens, layers: targets that networkx is timed on
-    (25, 3): 5, (25, 6): 5, (25, 12): 5,
-    (50, 3): 5, (50, 6): 5, (50, 12): 3,
-    (100, 3): 3, (100, 6): 1, (100, 12): 1,
+    (25, 3): 5,
+    (25, 6): 5,
+    (25, 12): 5,
+    (50, 3): 5,
+    (50, 6): 5,
+    (50, 12): 3,
+    (100, 3): 3,
+    (100, 6): 1,
+    (100, 12): 1,
     (145, 6): 1,  # tiny-vit
-    (197, 3): 1, (197, 6): 0, (197, 12): 1,  # ViT-B/16
-}  # fmt: skip
-HEADS, SPREAD = 4, 2.0  # of the logits, whose standard deviation in tiny-vit is 1.1 to 2.0, by layer
+    (197, 3): 1,
+    (197, 6): 0,
+    (197, 12): 1,  # ViT-B/16
+}
+HEADS, SPREAD = (
+    4,
+    2.0,
+)  # of the logits, whose standard deviation in tiny-vit is 1.1 to 2.0, by layer
 LIMIT = 600  # seconds for networkx at one size
-RATIO, SECONDS = {(50, 6): 100}, {(145, 6): 1.0, (197, 12): 10.0}  # a target's time and all targets' time: the bars
+RATIO, SECONDS = (
+    {(50, 6): 100},
+    {(145, 6): 1.0, (197, 12): 10.0},
+)  # a target's time and all targets' time: the bars
 
 
 def random_attention(tokens: int, layers: int) -> torch.Tensor:
@@ -53,9 +68,12 @@ def ours(attentions: torch.Tensor, count: int, again: int = 3) -> dict:
     seconds = []
     for _ in range(again):
         start = time.perf_counter()
-        values = flow(attentions, source)[0]
+        values = attention_flow(attentions, source)[0]
         seconds.append(time.perf_counter() - start)
-    return {"seconds": float(np.median(seconds)), "values": values[targets(len(values), count)].tolist()}
+    return {
+        "seconds": float(np.median(seconds)),
+        "values": values[targets(len(values), count)].tolist(),
+    }
 
 
 def networkx(attentions: torch.Tensor, count: int) -> dict:
@@ -69,7 +87,9 @@ def networkx(attentions: torch.Tensor, count: int) -> dict:
     seconds, values = [], []
     for v in targets(n, count):
         start = time.perf_counter()
-        values.append(nx.maximum_flow_value(graph, layers * n, v, flow_func=nx.algorithms.flow.edmonds_karp))
+        values.append(
+            nx.maximum_flow_value(graph, layers * n, v, flow_func=nx.algorithms.flow.edmonds_karp)
+        )
         seconds.append(time.perf_counter() - start)
     return {"seconds_a_target": float(np.median(seconds)), "values": values}
 
@@ -95,9 +115,19 @@ def measure(way: str, tokens: int, layers: int, count: int) -> dict:
 
 def in_a_process(way: str, tokens: int, layers: int, count: int) -> dict | None:
     """`measure` in a fresh process; None where it takes longer than LIMIT."""
-    command = [sys.executable, "-m", "benchmarks.attention_flow", way, str(tokens), str(layers), str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.attention_flow",
+        way,
+        str(tokens),
+        str(layers),
+        str(count),
+    ]
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT)
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT
+        )
     except subprocess.TimeoutExpired:
         return None
     return json.loads(done.stdout)
@@ -118,7 +148,9 @@ def compare(tokens: int, layers: int, count: int) -> dict:
     edges = layers * tokens**2  # each may lose less than one unit to rounding
     apart = np.subtract(other["values"], found["values"])
     if apart.min() < -1e-9 or apart.max() > edges / RESOLUTION:
-        raise AssertionError(f"{tokens} tokens, {layers} layers: {found['values']} here, {other['values']} in networkx")
+        raise AssertionError(
+            f"{tokens} tokens, {layers} layers: {found['values']} here, {other['values']} in networkx"
+        )
     other = {key: other[key] for key in ("seconds_a_target", "peak_bytes")} | {"targets": count}
     return {**row, "networkx": other, "ratio": other["seconds_a_target"] / row["seconds_a_target"]}
 
@@ -135,19 +167,32 @@ def line(tokens: int, layers: int, row: dict) -> str:
 
 def main() -> int:
     began, results, short = time.perf_counter(), {}, []
-    print(f"{'tokens':>6}{'layers':>7}{'ours: all, one, peak':>31}{'networkx: one, peak':>21}{'ratio':>10}")
+    print(
+        f"{'tokens':>6}{'layers':>7}{'ours: all, one, peak':>31}{'networkx: one, peak':>21}{'ratio':>10}"
+    )
     for (tokens, layers), count in SIZES.items():
         row = results[f"{tokens}x{layers}"] = compare(tokens, layers, count)
         print(line(tokens, layers, row), flush=True)
         if (tokens, layers) in RATIO and row.get("ratio", 0) < RATIO[tokens, layers]:
-            short.append(f"{tokens} x {layers}: less than {RATIO[tokens, layers]} times as fast as networkx")
+            short.append(
+                f"{tokens} x {layers}: less than {RATIO[tokens, layers]} times as fast as networkx"
+            )
         if (tokens, layers) in SECONDS and row["seconds"] > SECONDS[tokens, layers]:
             short.append(f"{tokens} x {layers}: more than {SECONDS[tokens, layers]:g} s")
     bars = {"ratio": {f"{n}x{k}": bar for (n, k), bar in RATIO.items()}}
     bars |= {"seconds": {f"{n}x{k}": bar for (n, k), bar in SECONDS.items()}}
-    about = {"machine": machine(), "seconds": round(time.perf_counter() - began, 1), "threads": 1, "bars": bars}
-    about |= {"baseline": f"networkx {nx.__version__}, edmonds_karp, one target", "heads": HEADS, "spread": SPREAD}
-    write_atomically(RESULT, json.dumps({**about, "results": results}, indent=2) + "\n")
+    about = {
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "threads": 1,
+        "bars": bars,
+    }
+    about |= {
+        "baseline": f"networkx {nx.__version__}, edmonds_karp, one target",
+        "heads": HEADS,
+        "spread": SPREAD,
+    }
+    atomic_write(RESULT, json.dumps({**about, "results": results}, indent=2) + "\n")
     print("; ".join(short) or "all bars are met")
     return bool(short)
 

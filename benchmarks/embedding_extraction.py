@@ -20,16 +20,22 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from helpers.coco import CaptionedImages
-from helpers.embeddings import extract_embeddings
+from helpers.config import ROOT, get_profile, machine, pick_device
+from helpers.data import CaptionedImages
 from helpers.encoders import ImageTower, TextTower, load_text_tower, weights_digest
-from helpers.profiles import ROOT, get_profile, machine, pick_device
+from helpers.features import extract_embeddings
 
 RESULT = ROOT / "data" / "results" / "bench_embedding_extraction.json"
 TARGET = 0.9
 ROUNDS = 5
 WORDS = "a the two man woman dog cat horse skateboarder riding holding next to on in front of street beach".split()
-TINY = {"image_size": 96, "patch_size": 8, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
+TINY = {
+    "image_size": 96,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+}
 CASES = {  # architecture, size of the JPEGs, number of images, of captions, batch size
     "mini": (ViTConfig(**TINY, intermediate_size=512), (192, 192), 1536, 1536, 64),
     "coco": (ViTConfig(), (640, 480), 32, 96, 8),
@@ -44,7 +50,9 @@ def write_photos(root: Path, size: tuple[int, int], images: int, captions: int) 
     listed, annotations = [], []
     for i in range(images):
         coarse = rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)).astype(int)
+        smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)).astype(
+            int
+        )
         pixels = (smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
         listed.append({"id": i, "file_name": f"{i:012d}.jpg"})
         Image.fromarray(pixels).save(root / "val2017" / listed[-1]["file_name"], quality=90)
@@ -68,9 +76,13 @@ def measure(case: str, folder: Path) -> dict:
     config, size, images, captions, batch_size = CASES[case]
     torch.manual_seed(0)
     device = pick_device()
-    text_tower = load_text_tower(get_profile("mini")).to(device)  # BERT-base: random weights, the same vocabulary
+    text_tower = load_text_tower(get_profile("mini")).to(
+        device
+    )  # BERT-base: random weights, the same vocabulary
     if case == "coco":
-        text_tower = TextTower(BertModel(BertConfig(), False), text_tower.tokenizer, 64).to(device).eval()
+        text_tower = (
+            TextTower(BertModel(BertConfig(), False), text_tower.tokenizer, 64).to(device).eval()
+        )
     vit = ViTModel(config, add_pooling_layer=False)
     towers = {
         "images": ImageTower(vit, config.image_size, [0.5] * 3, [0.5] * 3).to(device).eval(),
@@ -91,7 +103,9 @@ def measure(case: str, folder: Path) -> dict:
     extract()  # fills the cache, warms up, and shows which batches the bare passes shall see
     for hook in hooks:
         hook.remove()
-    batches["images"] = [{"pixel_values": towers["images"].normalise(b["pixel_values"])} for b in batches["images"]]
+    batches["images"] = [
+        {"pixel_values": towers["images"].normalise(b["pixel_values"])} for b in batches["images"]
+    ]
 
     @torch.inference_mode()
     def bare(kind: str) -> None:
@@ -100,7 +114,9 @@ def measure(case: str, folder: Path) -> dict:
                 towers[kind](**inputs)
 
     rows = {"images": len(dataset), "captions": len(set(dataset.all_captions()[0]))}
-    seconds = {kind: {"rows": rows[kind], "bare": [], "extraction": [], "hashing": []} for kind in towers}
+    seconds = {
+        kind: {"rows": rows[kind], "bare": [], "extraction": [], "hashing": []} for kind in towers
+    }
     for _ in range(ROUNDS):
         for kind, row in seconds.items():
             shutil.rmtree(next(cache.glob(f"{kind}-*")))  # the other tower's shards stay
@@ -126,7 +142,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             measured = measure(case, Path(folder))
         for kind, row in measured.items():
-            bare, extraction, hashing = (np.array(row[what]) for what in ("bare", "extraction", "hashing"))
+            bare, extraction, hashing = (
+                np.array(row[what]) for what in ("bare", "extraction", "hashing")
+            )
             row["ratio"] = float(np.median(bare / (extraction - hashing)))
             results[f"{case}/{kind}"] = row
             print(
@@ -142,7 +160,11 @@ def main() -> int:
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**record, "results": results}, indent=2) + "\n")
     short = [name for name, row in results.items() if row["ratio"] < TARGET]
-    print(f"below {TARGET}: {', '.join(short)}" if short else f"all keep at least {TARGET:.0%} of the bare speed")
+    print(
+        f"below {TARGET}: {', '.join(short)}"
+        if short
+        else f"all keep at least {TARGET:.0%} of the bare speed"
+    )
     return bool(short)
 
 

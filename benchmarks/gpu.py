@@ -21,15 +21,17 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
-from helpers import hardware, hub, memory
-from helpers.coco import CaptionedImages
-from helpers.embeddings import extract_embeddings
+from helpers import training_context
+from helpers.config import ROOT, machine, pick_device, seed_everything
+from helpers.data import CaptionedImages, Examples
 from helpers.encoders import ImageTower, TextTower
+from helpers.features import extract_embeddings
 from helpers.model import CLIP
-from helpers.modes import some_patches
-from helpers.pairs import Pairs
-from helpers.profiles import ROOT, machine, pick_device, seed_everything, write_atomically
+from helpers.storage import hub
+from helpers.storage.files import atomic_write
 from helpers.training import fit
+from helpers.training_context import some_patches
+from scripts import memory
 
 RESULT = ROOT / "data" / "results" / "gpu.json"
 BATCH, STEPS, PATCHES = 128, 6, 0.5
@@ -38,10 +40,15 @@ RATES = {"lr": 3e-4, "image_lr": 4e-5, "text_lr": 1e-5}
 
 def towers(image_config: ViTConfig, text_config: BertConfig) -> tuple[ImageTower, TextTower]:
     """Both towers of these shapes with random weights, and BERT's own vocabulary."""
-    vit, bert = ViTModel(image_config, add_pooling_layer=False), BertModel(text_config, add_pooling_layer=False)
+    vit, bert = (
+        ViTModel(image_config, add_pooling_layer=False),
+        BertModel(text_config, add_pooling_layer=False),
+    )
     tokenizer = BertTokenizerFast(vocab=str(hub.minilm() / "vocab.txt"))
     half = [0.5, 0.5, 0.5]
-    return ImageTower(vit, image_config.image_size, half, half), TextTower(bert, tokenizer, max_length=64)
+    return ImageTower(vit, image_config.image_size, half, half), TextTower(
+        bert, tokenizer, max_length=64
+    )
 
 
 def photographs(root: Path, count: int) -> CaptionedImages:
@@ -61,7 +68,7 @@ def photographs(root: Path, count: int) -> CaptionedImages:
             told = " ".join(rng.choice(words, rng.integers(8, 16)))
             annotations.append({"id": 5 * i + k, "image_id": i, "caption": told})
     content = json.dumps({"images": images, "annotations": annotations})
-    write_atomically(root / "annotations" / "captions_val2017.json", content)
+    atomic_write(root / "annotations" / "captions_val2017.json", content)
     return CaptionedImages(root).check()
 
 
@@ -76,18 +83,28 @@ def extraction(pair, images: CaptionedImages, batch_size: int) -> dict:
     return {"images": len(images), "captions": len(embeds.captions), "seconds": seconds}
 
 
-def tuning(pair, images: CaptionedImages, precision: str, batch_size: int, embed_dim: int = 512) -> dict:
+def tuning(
+    pair, images: CaptionedImages, precision: str, batch_size: int, embed_dim: int = 512
+) -> dict:
     """One epoch with gradients into both towers, from the same start whatever the precision."""
     seed_everything(0)
     model = CLIP(pair[0].dim, pair[1].dim, embed_dim, *copy.deepcopy(pair))
     on_gpu = pick_device().type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    few = Pairs(images.subset(images.image_ids[:8]))
-    options = {"epochs": 1, "batch_size": batch_size, "patches": PATCHES, "precision": precision, **RATES}
-    AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first precision
+    few = Examples(images.subset(images.image_ids[:8]))
+    options = {
+        "epochs": 1,
+        "batch_size": batch_size,
+        "patches": PATCHES,
+        "precision": precision,
+        **RATES,
+    }
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # else a process keeps its first precision
     try:
-        (row,) = fit(model, Pairs(images), few, **options)
+        (row,) = fit(model, Examples(images), few, **options)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -104,7 +121,12 @@ def measure(pair, root: Path, count: int, batch_size: int, precisions) -> dict:
     twin = memory.dual_encoder(pair[0].model.config, pair[1].model.config)
     with some_patches(twin.image_tower, PATCHES):
         work = memory.flops(twin, memory.batch_for(twin, 1))[1]  # of one pair
-    result = {"batch_size": batch_size, "patches": PATCHES, "tflop_per_pair": work / 1e12, "fine_tuning": {}}
+    result = {
+        "batch_size": batch_size,
+        "patches": PATCHES,
+        "tflop_per_pair": work / 1e12,
+        "fine_tuning": {},
+    }
     result["extraction"] = extraction(pair, images, batch_size)
     for precision in precisions:
         row = result["fine_tuning"][precision] = tuning(pair, images, precision, batch_size)
@@ -112,12 +134,14 @@ def measure(pair, root: Path, count: int, batch_size: int, precisions) -> dict:
         plain = result["fine_tuning"][precisions[0]]["losses"][0]
         row["first_loss_off"] = abs(row["losses"][0] - plain) / plain
         assert all(map(math.isfinite, row["losses"]))
-        print(f"{precision:5}{row['images_per_second']:8.1f} images/s{row['tflop_per_second']:8.2f} TFLOP/s")
+        print(
+            f"{precision:5}{row['images_per_second']:8.1f} images/s{row['tflop_per_second']:8.2f} TFLOP/s"
+        )
     return result
 
 
 def main() -> None:
-    has = hardware.look()
+    has = training_context.look()
     if has["gpu"] is None:
         print("benchmarks.gpu measures an NVIDIA GPU, and PyTorch finds none here.")
         return  # no error: `make bench` goes on
@@ -128,7 +152,10 @@ def main() -> None:
         pair = towers(ViTConfig(), BertConfig())
         found = measure(pair, Path(folder) / "coco", BATCH * STEPS, BATCH, precisions)
     about = {"machine": machine(), "memory_gb": has["memory"] / 1e9, "torch": torch.__version__}
-    write_atomically(RESULT, json.dumps({**about, "seconds": time.perf_counter() - began, **found}, indent=1) + "\n")
+    atomic_write(
+        RESULT,
+        json.dumps({**about, "seconds": time.perf_counter() - began, **found}, indent=1) + "\n",
+    )
     print(f"Written to {RESULT.relative_to(ROOT)}; `make readme` shows it.")
 
 

@@ -29,12 +29,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from helpers import artifacts
-from helpers.coco import Collate, EpochBatches
+from helpers import load_or_build
+from helpers.config import ROOT, get_profile, machine
+from helpers.data import Collate, EpochBatches, Examples
 from helpers.losses import clip_loss
 from helpers.model import CLIP
-from helpers.pairs import Pairs
-from helpers.profiles import ROOT, get_profile, machine, write_atomically
+from helpers.storage.files import atomic_write
 from helpers.training import fit
 
 RESULT = ROOT / "data" / "results" / "bench_training_step.json"
@@ -59,8 +59,8 @@ def speed(times) -> float:
 
 def ours(model, images) -> float:
     with contextlib.redirect_stdout(io.StringIO()):
-        few = Pairs(images.subset(images.image_ids[:4]))
-        history = fit(model, Pairs(images), few, epochs=1, batch_size=BATCH, **RATES)
+        few = Examples(images.subset(images.image_ids[:4]))
+        history = fit(model, Examples(images), few, epochs=1, batch_size=BATCH, **RATES)
     return history[0]["images_per_second"]
 
 
@@ -69,7 +69,9 @@ def loader(model, images):
     images = copy.copy(images)
     images.transform, images.size = model.image_tower.preprocess, model.image_tower.size
     return DataLoader(
-        images, batch_sampler=EpochBatches(images, BATCH, 1), collate_fn=Collate(model.text_tower.tokenize)
+        images,
+        batch_sampler=EpochBatches(images, BATCH, 1),
+        collate_fn=Collate(model.text_tower.tokenize),
     )
 
 
@@ -102,41 +104,70 @@ def transformers_trainer(model, images) -> float:
     def collate(items):
         batch = source.collate_fn(items)
         del batch["image_ids"]
-        return {**batch, "pixel_values": model.image_tower.normalise(batch["pixel_values"]), "return_loss": True}
+        return {
+            **batch,
+            "pixel_values": model.image_tower.normalise(batch["pixel_values"]),
+            "return_loss": True,
+        }
 
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=BATCH, max_steps=STEPS, optim="adamw_torch_fused", learning_rate=1e-4,
-            report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-            dataloader_num_workers=0, use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
-        Trainer(dual, arguments, data_collator=collate, train_dataset=source.dataset, callbacks=[watch]).train()
+            folder,
+            per_device_train_batch_size=BATCH,
+            max_steps=STEPS,
+            optim="adamw_torch_fused",
+            learning_rate=1e-4,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        Trainer(
+            dual, arguments, data_collator=collate, train_dataset=source.dataset, callbacks=[watch]
+        ).train()
     return speed(watch.times)
 
 
 def main() -> int:
     logging.set_verbosity_error()
     start, profile = time.perf_counter(), get_profile("mini")
-    images = artifacts.data(profile, "train")
+    images = load_or_build.data(profile, "train")
     images = images.subset(images.image_ids[: BATCH * STEPS])
     runs = {"ours": ours, "plain": plain, "trainer": transformers_trainer}
     found = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
             torch.manual_seed(0)
-            towers = [copy.deepcopy(tower) for tower in artifacts.towers(profile)]
-            model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers).requires_grad_(True)
+            towers = [copy.deepcopy(tower) for tower in load_or_build.towers(profile)]
+            model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers).requires_grad_(
+                True
+            )
             found[name].append(run(model, images))
-    ratios = {f"ours / {name}": np.array(found["ours"]) / np.array(found[name]) for name in ("plain", "trainer")}
+    ratios = {
+        f"ours / {name}": np.array(found["ours"]) / np.array(found[name])
+        for name in ("plain", "trainer")
+    }
     for name, values in found.items():
-        print(f"{name:10} {np.median(values):7.1f} images/s   ({', '.join(f'{v:.1f}' for v in values)})")
+        print(
+            f"{name:10} {np.median(values):7.1f} images/s   ({', '.join(f'{v:.1f}' for v in values)})"
+        )
     for name, values in ratios.items():
         print(f"{name:15} {np.median(values):5.2f}")
     medians = {name: float(np.median(values)) for name, values in ratios.items()}
-    record = {"machine": machine(), "seconds": round(time.perf_counter() - start, 1), "rounds": ROUNDS,
-              "batch_size": BATCH, "target": TARGET, "images_per_second": found, "ratios": medians}  # fmt: skip
-    write_atomically(RESULT, json.dumps(record, indent=2) + "\n")
+    record = {
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "rounds": ROUNDS,
+        "batch_size": BATCH,
+        "target": TARGET,
+        "images_per_second": found,
+        "ratios": medians,
+    }
+    atomic_write(RESULT, json.dumps(record, indent=2) + "\n")
     short = [name for name, value in medians.items() if value < TARGET]
     print(f"below {TARGET}: {', '.join(short)}" if short else f"all at least {TARGET}")
     return bool(short)

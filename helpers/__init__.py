@@ -1,4 +1,4 @@
-"""The course's own code: small modules, each readable in one sitting. Start with `helpers.profiles`."""
+"""The course's own code: small modules, each readable in one sitting. Start with `helpers.config`."""
 
 from importlib.metadata import version
 

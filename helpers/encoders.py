@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
 from transformers.utils import logging
 
-from helpers import hub
-from helpers.profiles import ROOT, Profile, written_whole
+from helpers.config import ROOT, Profile
+from helpers.storage import hub
+from helpers.storage.files import replace_when_complete
 
 LOCAL = {"local_files_only": True, "use_safetensors": True}
 TOGETHER = 32  # captions of similar length that a CPU embeds at a time
@@ -86,7 +87,12 @@ class TextTower(nn.Module):
 
     def __init__(self, model: BertModel, tokenizer: BertTokenizerFast, max_length: int):
         super().__init__()
-        self.model, self.tokenizer, self.max_length, self.dim = model, tokenizer, max_length, model.config.hidden_size
+        self.model, self.tokenizer, self.max_length, self.dim = (
+            model,
+            tokenizer,
+            max_length,
+            model.config.hidden_size,
+        )
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         """Captions to {"input_ids", "attention_mask"}, both int64 [B, T], padded to the longest of these captions."""
@@ -110,14 +116,18 @@ class TextTower(nn.Module):
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort()
         features = [
-            self.pooled(input_ids[rows, : lengths[rows[-1]]], attention_mask[rows, : lengths[rows[-1]]])
+            self.pooled(
+                input_ids[rows, : lengths[rows[-1]]], attention_mask[rows, : lengths[rows[-1]]]
+            )
             for rows in order.split(TOGETHER)
         ]
         return torch.cat(features)[order.argsort()]
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The mean over the last layer's real tokens."""
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, T, D]
+        states = self.model(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state  # [B, T, D]
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # [B, T, 1]
         return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
@@ -144,7 +154,9 @@ def load_image_tower(profile: Profile) -> ImageTower:
     """
     if profile.image_model in hub.REVISIONS:
         return read_image_tower(hub.fetch(profile.image_model, hub.IMAGE_FILES))
-    return read_image_tower(_folder(profile.image_model, "make it with: python -m helpers.pretrain"))
+    return read_image_tower(
+        _folder(profile.image_model, "make it with: python -m scripts.pretrain_vit")
+    )
 
 
 def load_text_tower(profile: Profile) -> TextTower:
@@ -159,7 +171,9 @@ def load_text_tower(profile: Profile) -> TextTower:
     else:
         fix = "save a BertModel and its tokenizer there"
         return read_text_tower(_folder(profile.text_model, fix), profile.max_length)
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))  # there may be other tokenizer files beside it
+    tokenizer = BertTokenizerFast(
+        vocab=str(folder / "vocab.txt")
+    )  # there may be other tokenizer files beside it
     return _text_tower(folder, tokenizer, profile.max_length)
 
 
@@ -168,12 +182,16 @@ def read_image_tower(folder: Path) -> ImageTower:
     with _quiet():
         model = ViTModel.from_pretrained(folder, add_pooling_layer=False, **LOCAL)
         processor = ViTImageProcessor.from_pretrained(folder, local_files_only=True)
-    return ImageTower(model, processor.size["height"], processor.image_mean, processor.image_std).eval()
+    return ImageTower(
+        model, processor.size["height"], processor.image_mean, processor.image_std
+    ).eval()
 
 
 def read_text_tower(folder: Path, max_length: int) -> TextTower:
     """The BERT that `TextTower.save` left in a folder."""
-    return _text_tower(folder, BertTokenizerFast.from_pretrained(folder, local_files_only=True), max_length)
+    return _text_tower(
+        folder, BertTokenizerFast.from_pretrained(folder, local_files_only=True), max_length
+    )
 
 
 def load_towers(profile: Profile) -> tuple[ImageTower, TextTower]:
@@ -202,7 +220,7 @@ def _text_tower(folder: Path, tokenizer: BertTokenizerFast, max_length: int) -> 
 
 def _save(folder: Path, *parts) -> None:
     """Every part's save_pretrained into a new folder, which then takes the place of the old one."""
-    with written_whole(folder) as partial:
+    with replace_when_complete(folder) as partial:
         for part in parts:
             part.save_pretrained(partial)
 
@@ -211,13 +229,21 @@ def _folder(name: str, fix: str) -> Path:
     """A model's folder in this repository."""
     folder = ROOT / name
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder / 'config.json'} is missing: no pretrained model there; {fix}")
+        raise FileNotFoundError(
+            f"{folder / 'config.json'} is missing: no pretrained model there; {fix}"
+        )
     return folder
 
 
 def _config(model: nn.Module) -> dict:
     """A model's configuration without where it came from and what it is asked to return besides."""
-    aside = {"_name_or_path", "transformers_version", "architectures", "output_attentions", "output_hidden_states"}
+    aside = {
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "output_attentions",
+        "output_hidden_states",
+    }
     return {key: value for key, value in model.config.to_dict().items() if key not in aside}
 
 

@@ -23,7 +23,7 @@ TEMPLATES = [
     "a small {}",
     "a large {}",
 ]
-PAIRS = {"scissors", "skis"}  # the two names in COCO that English counts in pairs
+PAIRED_NOUNS = {"scissors", "skis"}  # the two names in COCO that English counts in pairs
 
 
 def ranks(queries, gallery, query_group, gallery_group, chunk=128):
@@ -34,9 +34,13 @@ def ranks(queries, gallery, query_group, gallery_group, chunk=128):
     In memory beside the input: a float64 gallery and a few [chunk, G]. ValueError when a query has no relevant item.
     """
     query_group, gallery_group = torch.as_tensor(query_group), torch.as_tensor(gallery_group)
-    relevant_items = torch.bincount(gallery_group, minlength=int(query_group.max()) + 1)[query_group]  # [Q]
+    relevant_items = torch.bincount(gallery_group, minlength=int(query_group.max()) + 1)[
+        query_group
+    ]  # [Q]
     if relevant_items.min() == 0:
-        raise ValueError(f"query {int(relevant_items.argmin())} has nothing to find: no gallery item is of its group")
+        raise ValueError(
+            f"query {int(relevant_items.argmin())} has nothing to find: no gallery item is of its group"
+        )
     most = int(relevant_items.max())
     gallery = gallery.double().T
     result = []
@@ -45,8 +49,12 @@ def ranks(queries, gallery, query_group, gallery_group, chunk=128):
         scores = (batch.double() @ gallery).float()  # [chunk, G]
         relevant = (group[:, None] == gallery_group).to(scores.device)
         nan = scores.isnan()
-        found = scores.masked_fill(~relevant | nan, -math.inf).topk(most).values  # [chunk, R], best first
-        others = scores.masked_fill(nan, math.inf).masked_fill_(relevant, math.nan)  # nan is above nothing
+        found = (
+            scores.masked_fill(~relevant | nan, -math.inf).topk(most).values
+        )  # [chunk, R], best first
+        others = scores.masked_fill(nan, math.inf).masked_fill_(
+            relevant, math.nan
+        )  # nan is above nothing
         above = [(others >= found[:, r, None]).sum(dim=1) for r in range(most)]
         result.append(torch.stack(above, dim=1).cpu() + torch.arange(1, most + 1))
     return torch.cat(result)
@@ -64,7 +72,10 @@ def retrieval(image_embeds, text_embeds, owner, ks=(1, 5, 10), chunk=128):
         "text_to_image": ranks(text_embeds, image_embeds, owner, images, chunk),
         "image_to_text": ranks(image_embeds, text_embeds, images, owner, chunk),
     }
-    relevant_items = {"text_to_image": torch.ones(len(owner)), "image_to_text": torch.bincount(owner).float()}
+    relevant_items = {
+        "text_to_image": torch.ones(len(owner)),
+        "image_to_text": torch.bincount(owner).float(),
+    }
     metrics = {}
     for task, rank in tasks.items():
         best = rank[:, 0].double()
@@ -72,9 +83,13 @@ def retrieval(image_embeds, text_embeds, owner, ks=(1, 5, 10), chunk=128):
             metrics[f"{task}/recall@{k}"] = (best <= k).double().mean().item()
         metrics[f"{task}/median_rank"] = float(np.median(best))
         metrics[f"{task}/mrr"] = (1 / best).mean().item()
-        precision = torch.arange(1, rank.shape[1] + 1) / rank.double()  # [Q, R], at each relevant item
+        precision = (
+            torch.arange(1, rank.shape[1] + 1) / rank.double()
+        )  # [Q, R], at each relevant item
         within = rank <= relevant_items[task][:, None]
-        metrics[f"{task}/map@R"] = ((precision * within).sum(dim=1) / relevant_items[task]).mean().item()
+        metrics[f"{task}/map@R"] = (
+            ((precision * within).sum(dim=1) / relevant_items[task]).mean().item()
+        )
     return metrics
 
 
@@ -84,14 +99,17 @@ def retrieval_chance(owner, ks=(1, 5, 10)):
     images, total = len(captions), int(captions.sum())
     chance = {f"text_to_image/recall@{k}": min(1.0, k / images) for k in ks}
     for k in ks:
-        missed = [math.comb(total - int(n), k) / math.comb(total, k) if k <= total else 0.0 for n in captions]
+        missed = [
+            math.comb(total - int(n), k) / math.comb(total, k) if k <= total else 0.0
+            for n in captions
+        ]
         chance[f"image_to_text/recall@{k}"] = 1 - float(np.mean(missed))
     return chance
 
 
 def prompt(template, name):
     """A template like "a photo of a {}" with a category in it, in good English: an apple, a pair of skis."""
-    text = template.format(f"pair of {name}" if name in PAIRS else name)
+    text = template.format(f"pair of {name}" if name in PAIRED_NOUNS else name)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
@@ -101,7 +119,9 @@ def class_embeds(encode_texts, names, templates=TEMPLATES):
     encode_texts: list of sentences to [n, E]. Returns [C, E]. Radford et al. 2021, section 3.1.4.
     """
     prompts = [prompt(template, name) for name in names for template in templates]
-    embeds = F.normalize(encode_texts(prompts), dim=-1).reshape(len(names), len(templates), -1)  # [C, P, E]
+    embeds = F.normalize(encode_texts(prompts), dim=-1).reshape(
+        len(names), len(templates), -1
+    )  # [C, P, E]
     return F.normalize(embeds.mean(dim=1), dim=-1)
 
 
@@ -134,7 +154,9 @@ def mean_average_precision(scores, labels):
     scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
     shown = np.flatnonzero(labels.any(axis=0))
     if not len(shown):
-        raise ValueError("mean_average_precision: no image shows any category; check that labels and images match")
+        raise ValueError(
+            "mean_average_precision: no image shows any category; check that labels and images match"
+        )
     return float(np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in shown]))
 
 

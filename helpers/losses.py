@@ -44,5 +44,7 @@ def siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, image_ids=No
     divided by B, not by B². Zhai et al. 2023, equation 1.
     """
     logits = logit_scale.exp() * image_embeds @ text_embeds.T + logit_bias  # [B, B]
-    signs = 2 * same_image(logits, image_ids).to(logits.dtype) - 1  # +1 for a pair, -1 for all others
+    signs = (
+        2 * same_image(logits, image_ids).to(logits.dtype) - 1
+    )  # +1 for a pair, -1 for all others
     return -F.logsigmoid(signs * logits).sum() / len(logits)

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from helpers.encoders import read_image_tower, read_text_tower, weights_digest
-from helpers.profiles import write_atomically
+from helpers.storage.files import atomic_write
 
 LOGIT_SCALE = math.log(1 / 0.07)  # where CLIP's starts
 MAX_LOGIT_SCALE = math.log(100)  # cosines are never multiplied by more than 100
@@ -61,7 +61,9 @@ class CLIP(nn.Module):
         super().__init__()
         for kind, tower, dim in (("image", image_tower, image_dim), ("text", text_tower, text_dim)):
             if tower is not None and tower.dim != dim:
-                raise ValueError(f"the {kind} tower is {tower.dim} wide, its head {dim}: use the tower of this head")
+                raise ValueError(
+                    f"the {kind} tower is {tower.dim} wide, its head {dim}: use the tower of this head"
+                )
         self.image_tower, self.text_tower = image_tower, text_tower
         self.image_head = ProjectionHead(image_dim, embed_dim)
         self.text_head = ProjectionHead(text_dim, embed_dim)
@@ -121,13 +123,18 @@ class CLIP(nn.Module):
 
         def encode(batch):
             tokens = self.text_tower.tokenize(batch)
-            return self.encode_text(**{name: ids.to(self.logit_scale.device) for name, ids in tokens.items()})
+            return self.encode_text(
+                **{name: ids.to(self.logit_scale.device) for name, ids in tokens.items()}
+            )
 
         return self._encode_batches(encode, texts, batch_size)
 
     def _encode_batches(self, encode, items, batch_size):
         with evaluating(self):
-            parts = [encode(items[i : i + batch_size]).float().cpu() for i in range(0, len(items), batch_size)]
+            parts = [
+                encode(items[i : i + batch_size]).float().cpu()
+                for i in range(0, len(items), batch_size)
+            ]
         # Joined outside, so that the result is an ordinary tensor that a probe can be trained on.
         return torch.cat([torch.empty(0, self.dims["embed_dim"]), *parts])
 
@@ -153,16 +160,26 @@ def evaluating(module):
 
 def head_state(model):
     """Copies of the tensors that are trained over frozen towers: both heads, logit_scale and logit_bias, by name."""
-    own = (item for item in model.state_dict().items() if not item[0].startswith(("image_tower.", "text_tower.")))
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in own}
+    own = (
+        item
+        for item in model.state_dict().items()
+        if not item[0].startswith(("image_tower.", "text_tower."))
+    )
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in own
+    }
 
 
 def save_heads(model, folder, meta):
     """Write heads.safetensors and heads.json (dims, `meta`, digest of the weights) into `folder`, each atomically."""
     weights = save(head_state(model))
     about = {**model.dims, "sha256": hashlib.sha256(weights).hexdigest(), "meta": meta}
-    write_atomically(Path(folder, "heads.safetensors"), weights)
-    write_atomically(Path(folder, "heads.json"), json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    atomic_write(Path(folder, "heads.safetensors"), weights)
+    atomic_write(
+        Path(folder, "heads.json"),
+        json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
+    )
 
 
 def load_heads(folder, image_tower=None, text_tower=None):
@@ -174,7 +191,9 @@ def load_heads(folder, image_tower=None, text_tower=None):
     fix = "delete the folder and save the heads again"
     for needed in (json_path, path):
         if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is missing: train heads in notebook 03 and keep them with save_heads")
+            raise FileNotFoundError(
+                f"{needed} is missing: train heads in notebook 03 and keep them with save_heads"
+            )
     try:
         about = json.loads(json_path.read_text(encoding="utf-8"))
         dims = {name: int(about[name]) for name in ("image_dim", "text_dim", "embed_dim")}
@@ -192,10 +211,14 @@ def load_heads(folder, image_tower=None, text_tower=None):
     found = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(asked.keys() | found.keys()):
         if asked.get(name) != found.get(name):
-            raise ValueError(f"{path}: {name} is {found.get(name)}, {json_path} asks for {asked.get(name)}: {fix}")
+            raise ValueError(
+                f"{path}: {name} is {found.get(name)}, {json_path} asks for {asked.get(name)}: {fix}"
+            )
     if hashlib.sha256(weights).hexdigest() != digest:
         raise ValueError(f"{path} is not the file that {json_path} was saved with: {fix}")
-    model.load_state_dict(state, strict=False)  # copies into aligned memory; the towers bring their own weights
+    model.load_state_dict(
+        state, strict=False
+    )  # copies into aligned memory; the towers bring their own weights
     return model.eval(), meta
 
 
@@ -212,7 +235,10 @@ def load_model(folder, image_tower=None, text_tower=None, max_length=64):
 
     ValueError, with the file and the fix, when a tower is neither there nor given, damaged, or from another save.
     """
-    read = {"image_tower": read_image_tower, "text_tower": partial(read_text_tower, max_length=max_length)}
+    read = {
+        "image_tower": read_image_tower,
+        "text_tower": partial(read_text_tower, max_length=max_length),
+    }
     towers = {"image_tower": image_tower, "text_tower": text_tower}
     fix = f"delete {folder} and train the model again"
     for name in towers:
@@ -221,11 +247,17 @@ def load_model(folder, image_tower=None, text_tower=None, max_length=64):
             try:
                 towers[name] = read[name](path)
             except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path / 'model.safetensors'} cannot be read ({error}): {fix}") from error
+                raise ValueError(
+                    f"{path / 'model.safetensors'} cannot be read ({error}): {fix}"
+                ) from error
         if towers[name] is None:
-            raise ValueError(f"{folder} holds no {name}, since it was not tuned: give the one that it was trained with")
+            raise ValueError(
+                f"{folder} holds no {name}, since it was not tuned: give the one that it was trained with"
+            )
     model, meta = load_heads(folder, **towers)
     for name, digest in meta.get("digests", {}).items():
         if weights_digest(towers[name]) != digest:
-            raise ValueError(f"{Path(folder, name)} does not hold the weights that {folder} was saved with: {fix}")
+            raise ValueError(
+                f"{Path(folder, name)} does not hold the weights that {folder} was saved with: {fix}"
+            )
     return model, meta

@@ -1,40 +1,36 @@
 """One fit() for both schemes: projection heads on cached features, and fine-tuning with gradients into the towers.
 
 What a step sees is a pure function of (seed, epoch, image id), and what it draws at random of (seed, step): a run that
-was killed goes on as if it had not been, and two runs with one seed see the same pairs in the same order.
-
-    python -m helpers.training --help          accelerate launch -m helpers.training --profile coco --loss siglip
-"""
+was killed goes on as if it had not been, and two runs with one seed see the same pairs in the same order."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from helpers import hardware, minicoco
-from helpers.checkpoints import Checkpoints
-from helpers.coco import load_split, splitmix64
-from helpers.embeddings import extract_embeddings
-from helpers.encoders import load_towers
+from helpers.config import pick_device
+from helpers.data import Examples, splitmix64
+from helpers.distributed import cached_backward, gathered_clip_loss, ring_siglip_loss
 from helpers.evaluation import ranks
-from helpers.hardware import best_precision
-from helpers.large_batch import cached_backward, gathered_clip_loss, ring_siglip_loss
+from helpers.features import embed_images, embed_texts
 from helpers.losses import clip_loss, siglip_loss
-from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, evaluating, save_model, training_mode
-from helpers.modes import interruptible, some_patches, trained_parts, without_dropout
-from helpers.pairs import Pairs
-from helpers.profiles import get_profile, pick_device, write_atomically
+from helpers.model import MAX_LOGIT_SCALE, evaluating, training_mode
+from helpers.storage.checkpoints import Checkpoints
+from helpers.training_context import (
+    best_precision,
+    interruptible,
+    some_patches,
+    trained_parts,
+    without_dropout,
+)
 
 DROPOUT = 4  # what a hash decides, beside those in coco.py and pairs.py
 LOWER = (
@@ -54,9 +50,14 @@ def parameter_groups(model, lr, image_lr=0.0, text_lr=0.0, weight_decay=0.1):
     for name, parameter in model.named_parameters():
         rate = rates.get(name.split(".")[0], lr)
         if rate:
-            decays = parameter.ndim in (2, 4) and id(parameter) not in embeddings  # Linear, or the patches' convolution
+            decays = (
+                parameter.ndim in (2, 4) and id(parameter) not in embeddings
+            )  # Linear, or the patches' convolution
             groups.setdefault((rate, weight_decay if decays else 0.0), []).append(parameter)
-    return [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return [
+        {"params": p, "lr": rate, "peak": rate, "weight_decay": decay}
+        for (rate, decay), p in groups.items()
+    ]
 
 
 def warmup_cosine(step, warmup, total):
@@ -66,7 +67,9 @@ def warmup_cosine(step, warmup, total):
     return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def contrastive_loss(image_embeds, text_embeds, logit_scale, logit_bias=None, image_ids=None, processes=1):
+def contrastive_loss(
+    image_embeds, text_embeds, logit_scale, logit_bias=None, image_ids=None, processes=1
+):
     """The loss that belongs to the model: SigLIP's where there is a logit_bias, else InfoNCE; over all processes."""
     if logit_bias is None:
         loss = clip_loss if processes == 1 else gathered_clip_loss
@@ -75,20 +78,35 @@ def contrastive_loss(image_embeds, text_embeds, logit_scale, logit_bias=None, im
     return loss(image_embeds, text_embeds, logit_scale, logit_bias, image_ids)
 
 
+def split_features(model, split, raw):
+    """Features of all images [N, D] and captions [M, D], and for each caption its image [M]; raw sides anew."""
+    images = split.images if "image" in raw else split.embeds.image_embeds
+    if "image" in raw:
+        images = embed_images(model.image_tower, split.images)
+    if "text" in raw:
+        texts, owner = split.images.all_captions()
+        return images, embed_texts(model.text_tower, texts), torch.as_tensor(owner)
+    return images, split.embeds.text_embeds, split.embeds.owner
+
+
 def dev_metrics(model, dev, raw=()):
     """Loss and text→image recall on the dev split, in evaluation mode.
 
     The loss is that of training, one caption an image, averaged over all captions; the batch is the whole split.
     """
     device, ids = model.logit_scale.device, torch.as_tensor(dev.image_ids)
-    image_features, text_features, owner = dev.features(model, raw)
+    image_features, text_features, owner = split_features(model, dev, raw)
     with evaluating(model):
         image_embeds = model.project_image(image_features.to(device, torch.float32))
         text_embeds = model.project_text(text_features.to(device, torch.float32))
         losses = []
-        for r in range(dev.counts.max()):  # the r-th caption of each image, starting over where there are fewer
+        for r in range(
+            dev.counts.max()
+        ):  # the r-th caption of each image, starting over where there are fewer
             told = text_embeds[dev.rows[dev.starts + r % dev.counts]]
-            losses.append(contrastive_loss(image_embeds, told, **model.logits(), image_ids=ids).item())
+            losses.append(
+                contrastive_loss(image_embeds, told, **model.logits(), image_ids=ids).item()
+            )
         rank = ranks(text_embeds, image_embeds, owner, torch.arange(len(dev)))[:, 0]
     recall = {f"dev_recall@{k}": (rank <= k).double().mean().item() for k in (1, 5)}
     return {"dev_loss": sum(losses) / len(losses), **recall}
@@ -125,7 +143,7 @@ def fit(
 ):
     """Train a CLIP on `train` with the loss it was made for, and leave in it the epoch that was best on `dev`.
 
-    train, dev: Pairs, or Embeddings where both towers are locked. lr, image_lr, text_lr: peak rates of heads and towers
+    train, dev: Examples, or Embeddings where both towers are locked. lr, image_lr, text_lr: peak rates of heads and towers
     (AdamW; 0 locks a tower); they rise over the share `warmup` of all steps, then fall along a cosine to 0.
     batch_size: pairs a loss compares, over all processes; accumulate: losses a step adds up; chunk: pairs whose
     activations are held at once (gradient caching); clip: largest norm of the gradient. precision: "no", "bf16",
@@ -141,8 +159,14 @@ def fit(
     images_per_second (by the median step), seconds. FloatingPointError names step and images where a loss is not
     finite. Ctrl-C ends the step, writes a checkpoint and says how to go on.
     """
-    train, dev = (pairs if isinstance(pairs, Pairs) else Pairs(embeds=pairs) for pairs in (train, dev))
-    raw = [side for side, rate in (("image", image_lr), ("text", text_lr)) if rate or train.embeds is None]
+    train, dev = (
+        pairs if isinstance(pairs, Examples) else Examples(embeds=pairs) for pairs in (train, dev)
+    )
+    raw = [
+        side
+        for side, rate in (("image", image_lr), ("text", text_lr))
+        if rate or train.embeds is None
+    ]
     run = Accelerator(
         cpu=pick_device().type == "cpu",
         mixed_precision=precision or best_precision(),
@@ -151,41 +175,80 @@ def fit(
         project_dir=checkpoints,
     )
     batch_size = min(batch_size, len(train))
-    epoch_losses = len(train) // batch_size // accumulate * accumulate  # the last, incomplete step is left out
+    epoch_losses = (
+        len(train) // batch_size // accumulate * accumulate
+    )  # the last, incomplete step is left out
     total = epochs * epoch_losses // accumulate
     if not total or batch_size % run.num_processes:
         sizes = f"{accumulate} × {batch_size} of them, shared by {run.num_processes} processes"
-        raise ValueError(f"{len(train)} images cannot make a step of {sizes}: choose another batch_size or accumulate")
+        raise ValueError(
+            f"{len(train)} images cannot make a step of {sizes}: choose another batch_size or accumulate"
+        )
     settings = {
-        "images": len(train), "epochs": epochs, "batch_size": batch_size, "lr": lr, "image_lr": image_lr,
-        "text_lr": text_lr, "weight_decay": weight_decay, "betas": list(betas), "warmup": warmup, "clip": clip,
-        "accumulate": accumulate, "chunk": chunk, "patches": patches, "best": best, "patience": patience, "seed": seed,
-        "precision": run.mixed_precision, "processes": run.num_processes,
-        "loss": "clip" if model.logit_bias is None else "siglip", **(about or {}),
-    }  # fmt: skip
+        "images": len(train),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "image_lr": image_lr,
+        "text_lr": text_lr,
+        "weight_decay": weight_decay,
+        "betas": list(betas),
+        "warmup": warmup,
+        "clip": clip,
+        "accumulate": accumulate,
+        "chunk": chunk,
+        "patches": patches,
+        "best": best,
+        "patience": patience,
+        "seed": seed,
+        "precision": run.mixed_precision,
+        "processes": run.num_processes,
+        "loss": "clip" if model.logit_bias is None else "siglip",
+        **(about or {}),
+    }
 
     model.to(run.device)
-    with trained_parts(model, image_lr, text_lr, gradient_checkpointing), interruptible() as interrupted:
+    with (
+        trained_parts(model, image_lr, text_lr, gradient_checkpointing),
+        interruptible() as interrupted,
+    ):
         groups = parameter_groups(model, lr, image_lr, text_lr, weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=run.device.type in ("cpu", "cuda"))
+        optimizer = torch.optim.AdamW(
+            groups, lr=lr, betas=betas, fused=run.device.type in ("cpu", "cuda")
+        )
         saved = Checkpoints(checkpoints, model, optimizer, run, settings, keep)
         state = saved.resume({"step": 0, "losses": [], "times": [], "history": [], "best": None})
         best_state = saved.best(state) or saved.trainable()
-        stepping, stepper = run.prepare(model, optimizer)  # wrapped for several processes and mixed precision
+        stepping, stepper = run.prepare(
+            model, optimizer
+        )  # wrapped for several processes and mixed precision
         if tracker:
             run.init_trackers("learn-clip", config=settings)
-        bar = tqdm(total=total, initial=state["step"], desc="training", unit="step", file=sys.stdout,
-                   disable=not run.is_main_process)  # fmt: skip
+        bar = tqdm(
+            total=total,
+            initial=state["step"],
+            desc="training",
+            unit="step",
+            file=sys.stdout,
+            disable=not run.is_main_process,
+        )
 
         def train_epoch(epoch):
             """What is left of an epoch, step by step; `state` says at any time where we are."""
-            left, part = range(len(state["losses"]), epoch_losses), (run.process_index, run.num_processes)
+            left, part = (
+                range(len(state["losses"]), epoch_losses),
+                (run.process_index, run.num_processes),
+            )
             began = time.perf_counter()
             for batch in train.batches(model, raw, seed, epoch, batch_size, left, part):
                 number = (epoch - 1) * epoch_losses + len(state["losses"])  # of this loss, from 0
-                torch.manual_seed(int(splitmix64(DROPOUT, seed, number, run.process_index)[0] >> np.uint64(1)))
+                torch.manual_seed(
+                    int(splitmix64(DROPOUT, seed, number, run.process_index)[0] >> np.uint64(1))
+                )
                 for group in stepper.param_groups:
-                    group["lr"] = group["peak"] * warmup_cosine(state["step"], warmup * total, total)
+                    group["lr"] = group["peak"] * warmup_cosine(
+                        state["step"], warmup * total, total
+                    )
                 loss = take_step(run, stepping, stepper, batch, clip, chunk)
                 if not math.isfinite(loss):
                     raise not_finite(loss, state["step"], batch["image_ids"], saved)
@@ -196,7 +259,9 @@ def fit(
                     state["step"] += 1
                     bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
                     bar.update()
-                    if len(state["losses"]) < epoch_losses and (interrupted or every and state["step"] % every == 0):
+                    if len(state["losses"]) < epoch_losses and (
+                        interrupted or every and state["step"] % every == 0
+                    ):
                         saved.save(state)
                     if interrupted and len(state["losses"]) < epoch_losses:
                         raise KeyboardInterrupt
@@ -209,19 +274,28 @@ def fit(
                         train_epoch(epoch)
                 began = time.perf_counter()
                 row = {
-                    "epoch": epoch, "step": state["step"], "train_loss": sum(state["losses"]) / epoch_losses,
-                    **dev_metrics(model, dev, raw), **{name: p.item() for name, p in model.logits().items()},
-                    "losses": state["losses"], "images_per_second": batch_size / float(np.median(state["times"])),
+                    "epoch": epoch,
+                    "step": state["step"],
+                    "train_loss": sum(state["losses"]) / epoch_losses,
+                    **dev_metrics(model, dev, raw),
+                    **{name: p.item() for name, p in model.logits().items()},
+                    "losses": state["losses"],
+                    "images_per_second": batch_size / float(np.median(state["times"])),
                     "seconds": sum(state["times"]) + time.perf_counter() - began,
-                }  # fmt: skip
+                }
                 if not math.isfinite(row["dev_loss"]):
                     raise not_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
-                if state["best"] is None or is_better(row, state["history"][state["best"] - 1], best):
+                if state["best"] is None or is_better(
+                    row, state["history"][state["best"] - 1], best
+                ):
                     state["best"], best_state = epoch, saved.trainable()
                     saved.save_best(epoch)
                 state |= {"losses": [], "times": [], "history": [*state["history"], row]}
                 saved.save(state)
-                run.log({name: value for name, value in row.items() if name != "losses"}, step=state["step"])
+                run.log(
+                    {name: value for name, value in row.items() if name != "losses"},
+                    step=state["step"],
+                )
                 if on_epoch is not None and on_epoch(row):
                     break
                 if interrupted:
@@ -230,7 +304,9 @@ def fit(
             print(f"\nStopped after step {state['step']} of {total}. {saved.how_to_resume()}")
             raise
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(f"Step {state['step']} does not fit into the GPU's memory. {LOWER}") from error
+            raise RuntimeError(
+                f"Step {state['step']} does not fit into the GPU's memory. {LOWER}"
+            ) from error
         finally:
             bar.close()
             for each in run.trackers:
@@ -288,66 +364,3 @@ def tuning(profile, image=True, text=True):
         "patches": 0.5 if image else 1.0,
         "best": "dev_recall@1",
     }
-
-
-def main(argv=None) -> None:
-    """Train heads on cached features, then the towers named by --tune, and keep the model as one folder."""
-    parser = argparse.ArgumentParser("python -m helpers.training", description=main.__doc__)
-    parser.add_argument("--profile", help="smoke, mini, coco-val or coco (default: mini)")
-    parser.add_argument("--loss", choices=("clip", "siglip"), default="clip")
-    parser.add_argument("--tune", choices=("both", "image", "text", "heads"), default="both", help="what is not locked")
-    parser.add_argument("--epochs", type=int, help="of fine-tuning; the profile says how many by default")
-    parser.add_argument("--batch-size", type=int, help="pairs a loss compares, over all processes")
-    parser.add_argument("--lr", type=float, help="peak learning rate of the heads while towers are tuned")
-    parser.add_argument("--image-lr", type=float, help="of the image tower")
-    parser.add_argument("--text-lr", type=float, help="of the text tower")
-    parser.add_argument("--accumulate", type=int, default=1, help="batches whose gradients a step adds up")
-    parser.add_argument("--chunk", type=int, help="pairs held at once: gradient caching")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="default: what the device is good at")
-    parser.add_argument("--every", type=int, default=200, help="steps between two checkpoints")
-    parser.add_argument("--tracker", help="tensorboard, wandb, …")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--output", type=Path, help="folder of the model and its checkpoints")
-    args = parser.parse_args(argv)
-
-    profile = get_profile(args.profile)
-    seed = profile.seed if args.seed is None else args.seed
-    output = args.output or profile.cache / f"{args.loss}-{args.tune}-{seed}"
-    if profile.rendered:
-        minicoco.render(profile)
-    images = {split: load_split(profile, split) for split in ("train", "dev")}
-    towers = load_towers(profile)
-    splits = [
-        Pairs(part, extract_embeddings(*towers, part, profile.cache, profile.batch_size)) for part in images.values()
-    ]
-    torch.manual_seed(seed)
-    start = SIGLIP_START if args.loss == "siglip" else {}
-    model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers, **start)
-    shared = {"seed": seed, "precision": args.precision, "about": {"profile": profile.name}, "tracker": args.tracker}
-    histories = {}
-    histories["heads"] = fit(
-        model, *splits, epochs=profile.head_epochs, patience=10, checkpoints=output / "heads", **shared
-    )
-    if args.tune != "heads":
-        image, text = args.tune in ("both", "image"), args.tune in ("both", "text")
-        asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
-        asked |= {"image_lr": args.image_lr if image else None, "text_lr": args.text_lr if text else None}
-        settings = tuning(profile, image, text) | {name: value for name, value in asked.items() if value is not None}
-        run, needs = PartialState(), hardware.memory_needed(model, image, text, settings["patches"])
-        chosen, why = hardware.choose(hardware.look(), settings["batch_size"] // run.num_processes, needs)
-        run.print(why)
-        again = args.gradient_checkpointing or chosen["gradient_checkpointing"] and not args.chunk
-        histories["towers"] = fit(
-            model, *splits, accumulate=args.accumulate, chunk=args.chunk, checkpoints=output / "towers",
-            gradient_checkpointing=again, every=args.every, **settings, **shared,
-        )  # fmt: skip
-    tuned = {"both": ("image_tower", "text_tower"), "image": ("image_tower",), "text": ("text_tower",), "heads": ()}
-    if PartialState().is_main_process:
-        save_model(model.cpu(), output / "model", shared["about"] | {"seed": seed}, tuned[args.tune])
-        write_atomically(output / "history.json", json.dumps(histories, indent=1))
-        print(f"The model is in {output / 'model'}, its history beside it.")
-
-
-if __name__ == "__main__":
-    main()

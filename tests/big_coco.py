@@ -25,7 +25,9 @@ def caption_of(annotation_id: int) -> str:
     return f"{' '.join(words)}{'.' if k % 3 else ', seen from above.'}"
 
 
-def write_big_captions(path: Path, images: int = IMAGES, captions: int = CAPTIONS, seed: int = 0) -> dict:
+def write_big_captions(
+    path: Path, images: int = IMAGES, captions: int = CAPTIONS, seed: int = 0
+) -> dict:
     """Writes annotations/captions_*.json; returns {"image_ids": [N] in the file's order, "owners": [M]}, as arrays.
 
     The annotation with the id k + 1 belongs to the image owners[k]. Every image has five captions, a few have more, and
@@ -33,9 +35,13 @@ def write_big_captions(path: Path, images: int = IMAGES, captions: int = CAPTION
     """
     rng = np.random.default_rng(seed)
     image_ids = rng.choice(np.arange(1, LARGEST_ID + 1), images, replace=False)
-    owners = np.concatenate([np.repeat(image_ids, 5), rng.choice(image_ids, captions - 5 * images, replace=False)])
+    owners = np.concatenate(
+        [np.repeat(image_ids, 5), rng.choice(image_ids, captions - 5 * images, replace=False)]
+    )
     rng.shuffle(owners)
-    told = [json.dumps(caption_of(k), ensure_ascii=True) for k in range(1, 3 * 10 * 8 * 8 * 7 + 1)]  # then it repeats
+    told = [
+        json.dumps(caption_of(k), ensure_ascii=True) for k in range(1, 3 * 10 * 8 * 8 * 7 + 1)
+    ]  # then it repeats
     listed = [
         f'{{"license": 3, "file_name": "{k:012d}.jpg", '
         f'"coco_url": "http://images.cocodataset.org/train2017/{k:012d}.jpg", "height": 427, "width": 640, '
@@ -48,10 +54,22 @@ def write_big_captions(path: Path, images: int = IMAGES, captions: int = CAPTION
         for k, owner in enumerate(owners.tolist())
     ]
     order = rng.permutation(captions).tolist()
-    info = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017}
-    licenses = [{"url": "http://creativecommons.org/licenses/by-nc-nd/2.0/", "id": 3, "name": "BY-NC-ND"}]
+    info = {
+        "description": "COCO 2017 Dataset",
+        "url": "http://cocodataset.org",
+        "version": "1.0",
+        "year": 2017,
+    }
+    licenses = [
+        {"url": "http://creativecommons.org/licenses/by-nc-nd/2.0/", "id": 3, "name": "BY-NC-ND"}
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write(f'{{"info": {json.dumps(info)}, "licenses": {json.dumps(licenses)}, "images": [')
-        file.write(", ".join(listed) + '], "annotations": [' + ", ".join(annotations[k] for k in order) + "]}")
+        file.write(
+            ", ".join(listed)
+            + '], "annotations": ['
+            + ", ".join(annotations[k] for k in order)
+            + "]}"
+        )
     return {"image_ids": image_ids, "owners": owners}

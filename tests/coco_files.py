@@ -6,12 +6,21 @@ import json
 import numpy as np
 from PIL import Image
 
-from helpers.profiles import ROOT, get_profile
+from helpers.config import ROOT, get_profile
 
 SAMPLE = ROOT.parent / "shared" / "coco-sample"
-LICENSES = [{"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"}]
+LICENSES = [
+    {"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"}
+]
 IDS = [139, 285, 632, 724, 776, 785, 802, 872, 885, 1000, 1268, 581781]
-WORDS = ["a dog", "zwei Bären", "ein Café", "犬が走る", "🐕 runs", "A giraffe eating food from the tree."]
+WORDS = [
+    "a dog",
+    "zwei Bären",
+    "ein Café",
+    "犬が走る",
+    "🐕 runs",
+    "A giraffe eating food from the tree.",
+]
 
 
 def image_entry(image_id, width=48, height=32):
@@ -40,8 +49,17 @@ def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
     path = root / "annotations" / f"captions_{folder}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [image_entry(image_id) for image_id in captions]
-    info = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017}
-    path.write_text(json.dumps({"info": info, "licenses": LICENSES, "images": images, "annotations": annotations}))
+    info = {
+        "description": "COCO 2017 Dataset",
+        "url": "http://cocodataset.org",
+        "version": "1.0",
+        "year": 2017,
+    }
+    path.write_text(
+        json.dumps(
+            {"info": info, "licenses": LICENSES, "images": images, "annotations": annotations}
+        )
+    )
     return path
 
 
@@ -55,7 +73,9 @@ def write_images(root, ids, folder="val2017"):
 def write_twelve(root):
     """Twelve images in shuffled order with four to six captions each."""
     shuffled = [IDS[k] for k in np.random.default_rng(0).permutation(len(IDS))]
-    write_captions(root, {i: [f"{i} {WORDS[(i + k) % 6]}" for k in range(4 + i % 3)] for i in shuffled})
+    write_captions(
+        root, {i: [f"{i} {WORDS[(i + k) % 6]}" for k in range(4 + i % 3)] for i in shuffled}
+    )
     write_images(root, IDS)
     return root
 

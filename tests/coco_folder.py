@@ -26,13 +26,23 @@ SIZES = [(640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (333, 500),
 KINDS = ["plain", "plain", "greyscale", "CMYK", "EXIF", "progressive"]
 SHOWN = ["dog", "cat", "bus", "car", "boat", "pizza", "couch", "bed"]
 COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
-PLACES = ["on the beach", "in the kitchen", "on a street", "in the snow", "on a grass field", "in a living room"]
+PLACES = [
+    "on the beach",
+    "in the kitchen",
+    "on a street",
+    "in the snow",
+    "on a grass field",
+    "in a living room",
+]
 
 
 def categories():
     names = [(kind, name) for kind, names in CATEGORIES.items() for name in names.split(", ")]
     ids = [k for k in range(1, 91) if k not in UNUSED]
-    return [{"supercategory": kind, "id": k, "name": name} for k, (kind, name) in zip(ids, names, strict=True)]
+    return [
+        {"supercategory": kind, "id": k, "name": name}
+        for k, (kind, name) in zip(ids, names, strict=True)
+    ]
 
 
 def write_coco(root, images=64, folder="val2017", seed=0):
@@ -43,11 +53,19 @@ def write_coco(root, images=64, folder="val2017", seed=0):
     (root / "annotations").mkdir(exist_ok=True)
     listed, captions, objects = [], [], []
     for i in range(images):
-        image_id, (width, height), kind = 139 + 1097 * i, SIZES[i % len(SIZES)], KINDS[i % len(KINDS)]
-        name, colour, place = (words[int(rng.integers(len(words)))] for words in (SHOWN, COLOURS, PLACES))
+        image_id, (width, height), kind = (
+            139 + 1097 * i,
+            SIZES[i % len(SIZES)],
+            KINDS[i % len(KINDS)],
+        )
+        name, colour, place = (
+            words[int(rng.integers(len(words)))] for words in (SHOWN, COLOURS, PLACES)
+        )
         w, h = int(width * rng.uniform(0.4, 0.6)), int(height * rng.uniform(0.4, 0.6))
         x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-        picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height))
+        picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (width, height)
+        )
         ImageDraw.Draw(picture).ellipse([x, y, x + w, y + h], fill=colour)
         _save(picture, root / folder / f"{image_id:012d}.jpg", kind)
         listed.append({
@@ -62,14 +80,21 @@ def write_coco(root, images=64, folder="val2017", seed=0):
             f"There is a {colour} {name} {place} and someone looks at it from far away",
             f"The {name} is {colour}. ",
         ]
-        captions += [{"image_id": image_id, "id": 37 + 5 * i + k, "caption": text} for k, text in enumerate(told)]
+        captions += [
+            {"image_id": image_id, "id": 37 + 5 * i + k, "caption": text}
+            for k, text in enumerate(told)
+        ]
         ring = [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]
         found = [(name, [ring], [x, y, w, h], w * h / 2, 0)]
-        found += [("person", [[2, 2, 30, 2, 30, 40, 2, 40]], [2.0, 2.0, 28.0, 38.0], 28.0 * 38, 0)] * (i % 3)
+        found += [
+            ("person", [[2, 2, 30, 2, 30, 40, 2, 40]], [2.0, 2.0, 28.0, 38.0], 28.0 * 38, 0)
+        ] * (i % 3)
         if i % 9 == 0:  # a crowd: run lengths, not packed, as COCO writes them
             crowd = np.zeros((height, width), np.uint8, order="F")
             crowd[-20:, :50] = 1
-            runs = np.diff(np.flatnonzero(np.diff(crowd.flatten(order="F"), prepend=2, append=2))).tolist()
+            runs = np.diff(
+                np.flatnonzero(np.diff(crowd.flatten(order="F"), prepend=2, append=2))
+            ).tolist()
             runs = {"counts": [0, *runs] if crowd[0, 0] else runs, "size": [height, width]}
             assert rle.decode(rle.frPyObjects(runs, height, width)).sum() == 1000
             found.append(("person", runs, [0, height - 20, 50, 20], 1000, 1))
@@ -85,7 +110,9 @@ def write_coco(root, images=64, folder="val2017", seed=0):
         "images": [listed[i] for i in rng.permutation(images)],
     }  # fmt: skip
     for file, parts in {
-        f"captions_{folder}.json": {"annotations": [captions[k] for k in rng.permutation(len(captions))]},
+        f"captions_{folder}.json": {
+            "annotations": [captions[k] for k in rng.permutation(len(captions))]
+        },
         f"instances_{folder}.json": {"annotations": objects, "categories": kinds},
     }.items():
         (root / "annotations" / file).write_text(json.dumps({**about, **parts}))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from helpers.profiles import get_profile
+from helpers.config import get_profile
 from tests.coco_folder import write_coco
 from tests.coco_val import hub_cache
 
@@ -13,7 +13,11 @@ LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_browser.py"]
 
 def pytest_collection_modifyitems(items):
     """The longest files first: `make test` runs two at a time, and at its end neither waits long for the other."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+        )
+    )
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,11 @@ class Handler(BaseHTTPRequestHandler):
             content = content[:-10]
         if fault in ("longer", "longer, unsaid"):
             content += b"0123456789"
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and "no range" not in str(fault) else None
+        start = (
+            int(asked.removeprefix("bytes=").removesuffix("-"))
+            if asked and "no range" not in str(fault)
+            else None
+        )
         whole, headers = len(content), {}
         if start is not None:
             if start >= whole:

@@ -12,7 +12,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pytest
 
-from helpers.coco import CaptionedImages
+from helpers.data import CaptionedImages
 from tests.big_coco import CAPTIONS, IMAGES, caption_of, write_big_captions
 
 MB = 2**20
@@ -32,7 +32,9 @@ def digest(texts):
 
 def test_every_caption_is_read_and_belongs_to_its_image(big):
     written, images = big
-    assert len(images) == IMAGES and images.counts.sum() == CAPTIONS and set(images.counts) == {5, 6}
+    assert (
+        len(images) == IMAGES and images.counts.sum() == CAPTIONS and set(images.counts) == {5, 6}
+    )
     assert np.array_equal(images.image_ids, np.sort(written["image_ids"]))
     order = np.lexsort((np.arange(CAPTIONS), written["owners"]))  # by image, then by annotation id
     texts, positions = images.all_captions()
@@ -43,7 +45,10 @@ def test_every_caption_is_read_and_belongs_to_its_image(big):
 
 def test_what_is_held_is_a_few_arrays(big):
     _, images = big
-    arrays = [*images.table[1:], *(value for value in vars(images).values() if isinstance(value, np.ndarray))]
+    arrays = [
+        *images.table[1:],
+        *(value for value in vars(images).values() if isinstance(value, np.ndarray)),
+    ]
     assert all(array.dtype != object for array in arrays)
     assert sum(array.nbytes for array in arrays) < 60 * MB  # 300 are allowed
     few = [value for value in vars(images).values() if not isinstance(value, np.ndarray)]
@@ -52,7 +57,9 @@ def test_what_is_held_is_a_few_arrays(big):
 
 def test_memory_of_reading_a_tenth(tmp_path):
     """A tenth of 1.5 GB at the peak and of 300 MB held would be allowed."""
-    write_big_captions(tmp_path / "annotations" / "captions_train2017.json", IMAGES // 10, CAPTIONS // 10)
+    write_big_captions(
+        tmp_path / "annotations" / "captions_train2017.json", IMAGES // 10, CAPTIONS // 10
+    )
     gc.collect()
     tracemalloc.start()
     try:
@@ -108,4 +115,6 @@ def test_the_file_has_cocos_own_keys(tmp_path):
     assert all(list(image) == keys for image in data["images"]) and len(data["images"]) == 10
     assert all(list(a) == ["image_id", "id", "caption"] for a in data["annotations"])
     told = {a["id"]: (a["image_id"], a["caption"]) for a in data["annotations"]}
-    assert told == {k + 1: (owner, caption_of(k + 1)) for k, owner in enumerate(written["owners"].tolist())}
+    assert told == {
+        k + 1: (owner, caption_of(k + 1)) for k, owner in enumerate(written["owners"].tolist())
+    }

@@ -19,20 +19,23 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from helpers.explorer import write_page
-from helpers.profiles import ROOT
+from helpers.config import ROOT
+from scripts.export_explorer import write_page
 
 COURSE = ROOT / "notebooks/07_attention_flow.ipynb"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 SHOTS = ROOT / "build" / "screenshots"
 PATIENCE = 120_000  # milliseconds, for a machine that is busy; what is waited for comes in one or two seconds
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
 CELLS = [
-    (ROOT / "tools/setup_cell.py").read_text(encoding="utf-8").strip(),
+    (ROOT / "scripts/setup_cell.py").read_text(encoding="utf-8").strip(),
     """
-from helpers import artifacts, widgets
+from helpers import load_or_build
+from helpers.viz import widgets
 from helpers.evaluation import class_embeds
 
 val = artifacts.data(profile, "val")
@@ -52,7 +55,9 @@ widgets.own_picture(model, captions, text_embeds, names, name_embeds, profile.re
 def browser():
     SHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
@@ -61,7 +66,7 @@ def browser():
 def lab(tmp_path_factory):
     """The address of a JupyterLab over a copy of the course, with nothing of the user's own settings."""
     root, home = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("home")
-    for folder in ("helpers", "assets", "tools"):
+    for folder in ("helpers", "assets", "scripts"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "notebooks").mkdir()
     shutil.copy(COURSE, root / "notebooks")
@@ -69,7 +74,9 @@ def lab(tmp_path_factory):
     cells = [new_code_cell(cell.strip()) for cell in CELLS]
     nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "notebooks/w.ipynb")
     for plugin, wanted in {
-        "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are drawn, also those out of sight
+        "notebook-extension/tracker": {
+            "windowingMode": "none"
+        },  # all cells are drawn, also those out of sight
         "apputils-extension/notification": {"fetchNews": "false"},
     }.items():
         path = home / "settings/@jupyterlab" / f"{plugin}.jupyterlab-settings"
@@ -79,12 +86,25 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {**os.environ, "CLIP_PROFILE": "smoke", "CLIP_RESULTS": str(root / "results")}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTER_CONFIG_DIR": str(home / "config")}
-    flags = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1", f"--port={port}",
-             "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={root}"]  # fmt: skip
+    env |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+    }
+    flags = [
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={root}",
+    ]
     address = f"http://127.0.0.1:{port}"
     with open(home / "log", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *flags], env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *flags], env=env, stdout=log, stderr=log
+        )
     try:
         for _ in range(240):
             assert server.poll() is None, (home / "log").read_text()
@@ -106,7 +126,10 @@ def opened(browser, address):
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(PATIENCE)
     page.complaints = []
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: page.complaints.append(message.text) if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     badge = {"content_type": "image/svg+xml", "body": '<svg xmlns="http://www.w3.org/2000/svg"/>'}
     page.route(
@@ -120,7 +143,9 @@ def executed(browser, lab, name):
     """A notebook in JupyterLab, all cells run."""
     page = opened(browser, f"{lab}/doc/tree/notebooks/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_function("jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel")
+    page.wait_for_function(
+        "jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel"
+    )
     run = "jupyterapp.commands.execute('notebook:run-all-cells')"
     late = "new Promise((_, late) => setTimeout(late, 600_000, 'not done after ten minutes'))"
     assert page.evaluate(f"Promise.race([{run}, {late}])"), "a cell failed"
@@ -155,7 +180,9 @@ class Box:
     """One widget in a notebook: its controls by their labels, and its picture."""
 
     def __init__(self, page, text, without=None):
-        self.root = page.locator(".jp-OutputArea-output .widget-vbox").filter(has_text=text, has_not_text=without)
+        self.root = page.locator(".jp-OutputArea-output .widget-vbox").filter(
+            has_text=text, has_not_text=without
+        )
         self.image = self.root.locator("img.widget-image")
         expect(self.image).to_be_visible(timeout=PATIENCE)
 
@@ -165,7 +192,12 @@ class Box:
 
     def handle(self, label, which=0):
         """The handle of a slider, as the keyboard reaches it."""
-        return self.root.locator(".widget-slider").filter(has_text=label).locator(".noUi-handle").nth(which)
+        return (
+            self.root.locator(".widget-slider")
+            .filter(has_text=label)
+            .locator(".noUi-handle")
+            .nth(which)
+        )
 
     def bytes(self):
         """What the picture shows, as PNG."""
@@ -292,7 +324,9 @@ def page(browser, smoke):
 
 def test_the_page(page):
     def seen():
-        return page.locator("#map").evaluate("e => e.toDataURL()"), page.locator("main").inner_text()
+        return page.locator("#map").evaluate("e => e.toDataURL()"), page.locator(
+            "main"
+        ).inner_text()
 
     def changes(label, move, what=0):
         before = seen()[what]
@@ -331,5 +365,7 @@ def test_the_page(page):
 def test_the_page_on_a_phone_and_in_the_dark(page):
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 840})
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out at the side"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+        "nothing sticks out at the side"
+    )
     page.screenshot(path=SHOTS / "page-phone.png", full_page=True)

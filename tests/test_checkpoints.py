@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.coco import CaptionedImages
+from helpers.config import ROOT
+from helpers.data import CaptionedImages
 from helpers.model import CLIP
-from helpers.profiles import ROOT
-from helpers.training import Pairs, fit
+from helpers.training import Examples, fit
 from tests.tiny import image_tower, text_tower, write_dataset
 
 RUN = """
@@ -21,7 +21,8 @@ RUN = """
     import torch
     from pathlib import Path
     from safetensors.torch import save_file
-    from helpers import checkpoints, training
+    from helpers import training
+    from helpers.storage import checkpoints
     from tests.test_checkpoints import run
 
     torch.set_num_threads(2)
@@ -53,16 +54,29 @@ RUN = """
 def run(data, folder, epochs=3, **settings):
     """Both towers, SigLIP, dropout in the heads: three epochs of three steps, a checkpoint after every second."""
     torch.manual_seed(0)
-    model = CLIP(16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower(), logit_bias=-10.0)
-    pairs = Pairs(CaptionedImages(data, "val2017"))
-    settings = {"batch_size": 4, "image_lr": 1e-3, "text_lr": 1e-3, "every": 2, "best": "dev_recall@1", **settings}
+    model = CLIP(
+        16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower(), logit_bias=-10.0
+    )
+    pairs = Examples(CaptionedImages(data, "val2017"))
+    settings = {
+        "batch_size": 4,
+        "image_lr": 1e-3,
+        "text_lr": 1e-3,
+        "every": 2,
+        "best": "dev_recall@1",
+        **settings,
+    }
     return fit(model, pairs, pairs, epochs=epochs, checkpoints=folder, **settings), model
 
 
 def start(data, folder, when=-1, where="step"):
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(data), str(folder), str(when), where]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -77,7 +91,9 @@ def uninterrupted(tmp_path_factory):
     return folder / "coco", (folder / "whole/losses.txt").read_text(), final
 
 
-@pytest.mark.parametrize("when, where", [(1, "step"), (4, "step"), (5, "step"), (4, "write"), (6, "write")])
+@pytest.mark.parametrize(
+    "when, where", [(1, "step"), (4, "step"), (5, "step"), (4, "write"), (6, "write")]
+)
 def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, where):
     data, losses, final = uninterrupted
     killed = start(data, tmp_path, when, where)
@@ -88,7 +104,9 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, w
     assert ("Going on from step-0000000" in resumed.stdout) == (when > 1)
     assert (tmp_path / "losses.txt").read_text() == losses
     weights = load_file(tmp_path / "final.safetensors")
-    assert weights.keys() == final.keys() and all(weights[name].equal(tensor) for name, tensor in final.items())
+    assert weights.keys() == final.keys() and all(
+        weights[name].equal(tensor) for name, tensor in final.items()
+    )
     assert not list(tmp_path.glob(".*"))
 
 
@@ -101,7 +119,9 @@ def test_a_finished_run_is_read_not_trained_again(uninterrupted, tmp_path):
 
 def test_the_last_ones_are_kept_and_the_best(uninterrupted, tmp_path):
     history, model = run(uninterrupted[0], tmp_path, keep=3, every=1)
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{k:08d}" for k in (7, 8, 9)]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        f"step-{k:08d}" for k in (7, 8, 9)
+    ]
     recalls = [row["dev_recall@1"] for row in history]
     (best,) = tmp_path.glob("best-*")
     assert best.name == f"best-{recalls.index(max(recalls)) + 1:04d}.safetensors"
@@ -133,10 +153,20 @@ def test_another_run_is_refused_by_name(uninterrupted, tmp_path, settings, said)
 
 def test_another_shape_is_refused_by_name(uninterrupted, tmp_path):
     run(uninterrupted[0], tmp_path, epochs=1)
-    pairs = Pairs(CaptionedImages(uninterrupted[0], "val2017"))
-    settings = {"batch_size": 4, "image_lr": 1e-3, "text_lr": 1e-3, "every": 2, "best": "dev_recall@1"}
-    wide = CLIP(16, 16, embed_dim=12, image_tower=image_tower(), text_tower=text_tower(), logit_bias=-10.0)
-    with pytest.raises(ValueError, match=r"image_head.1.bias of shape \[8\], this model has \[12\]"):
+    pairs = Examples(CaptionedImages(uninterrupted[0], "val2017"))
+    settings = {
+        "batch_size": 4,
+        "image_lr": 1e-3,
+        "text_lr": 1e-3,
+        "every": 2,
+        "best": "dev_recall@1",
+    }
+    wide = CLIP(
+        16, 16, embed_dim=12, image_tower=image_tower(), text_tower=text_tower(), logit_bias=-10.0
+    )
+    with pytest.raises(
+        ValueError, match=r"image_head.1.bias of shape \[8\], this model has \[12\]"
+    ):
         fit(wide, pairs, pairs, epochs=1, checkpoints=tmp_path, **settings)
 
 

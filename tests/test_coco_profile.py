@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import artifacts
-from helpers.instances import load_probes
+from helpers import load_or_build
+from helpers.config import ROOT
 from helpers.model import CLIP
-from helpers.profiles import ROOT
+from helpers.probes import load_probes
 from tests.coco_val import NOTEBOOKS, coco_val, hub_cache, run_notebook, walk
 
 SAMPLE = ROOT.parent / "shared" / "coco-sample"
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-SIZES = {"train_images": 48, "dev_images": 16, "val_images": 16, "head_epochs": 3, "tune_epochs": 2, "seeds": 2}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
+SIZES = {
+    "train_images": 48,
+    "dev_images": 16,
+    "val_images": 16,
+    "head_epochs": 3,
+    "tune_epochs": 2,
+    "seeds": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +40,11 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def profile(coco, cache, tmp_path, monkeypatch):
     yield coco_val(coco, cache, tmp_path, monkeypatch, SIZES)
-    artifacts.towers.cache_clear()
+    load_or_build.towers.cache_clear()
 
 
 def test_helpers_from_photographs_to_tuned_towers(profile):
-    towers = artifacts.towers(profile)
+    towers = load_or_build.towers(profile)
     assert [tower.model.config.num_hidden_layers for tower in towers] == [2, 2]
     assert (towers[0].size, towers[1].model.config.vocab_size) == (224, 30522)
     before = [p.clone() for tower in towers for p in tower.parameters()]
@@ -41,9 +53,14 @@ def test_helpers_from_photographs_to_tuned_towers(profile):
     assert not set(pairs["train"].image_ids) & set(pairs["dev"].image_ids)
     assert 0 <= recall["text_to_image/recall@1"] <= recall["text_to_image/recall@10"] <= 1
     assert len(history) == 2 and all(np.isfinite(row["dev_loss"]) for row in history)
-    assert not all(torch.equal(p, q) for p, q in zip(before, (p for t in towers for p in t.parameters()), strict=True))
+    assert not all(
+        torch.equal(p, q)
+        for p, q in zip(before, (p for t in towers for p in t.parameters()), strict=True)
+    )
     probes = load_probes(profile)["known"]
-    assert len(probes) > 8 and all(probes.image(i).width == probes.image(i).height for i in range(len(probes)))
+    assert len(probes) > 8 and all(
+        probes.image(i).width == probes.image(i).height for i in range(len(probes))
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from helpers import minicoco
-from helpers.captions import NUMBERS
-from helpers.drawings import CAPTIONED, CATEGORIES, COLOURS, UNCAPTIONED, UNSEEN
-from helpers.places import PLACES, SIZE, TIMES
-from helpers.profiles import ROOT, get_profile
-from helpers.scenes import UNPAIRED
+from helpers.config import ROOT, get_profile
+from helpers.minicoco import render
+from helpers.minicoco.backgrounds import PLACES, SIZE, TIMES
+from helpers.minicoco.captions import NUMBERS
+from helpers.minicoco.scenes import UNPAIRED
+from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, COLOURS, UNCAPTIONED, UNSEEN
 
 CARDS = ["docs/data_card.md", "docs/model_card.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "assets/tiny-vit/README.md", *CARDS]
@@ -52,7 +52,7 @@ def test_the_first_screen_says_what_the_pictures_are_and_what_is_unmeasured():
 def test_the_data_card_gives_the_sizes_of_the_code(monkeypatch):
     monkeypatch.delenv("CLIP_PROFILE", raising=False)
     card = " ".join((ROOT / "docs/data_card.md").read_text(encoding="utf-8").split())
-    mini, half, probes = get_profile("mini"), get_profile("coco-val"), minicoco.PROBES
+    mini, half, probes = get_profile("mini"), get_profile("coco-val"), render.PROBES
     assert (len(PLACES), len(TIMES), len(UNPAIRED), max(NUMBERS)) == (12, 3, 12, 3)
     for told in (
         f"{len(CATEGORIES)}: {len(CAPTIONED)} in scenes and captions, {len(UNCAPTIONED)} that only",
@@ -74,5 +74,7 @@ def test_the_data_card_gives_the_sizes_of_the_code(monkeypatch):
 def test_the_data_card_gives_the_ceilings_of_the_results():
     card = " ".join((ROOT / "docs/data_card.md").read_text(encoding="utf-8").split())
     metrics = json.loads((ROOT / "data/results/01.json").read_text())["metrics"]
-    image, text = (metrics[f"ceiling/{way}/recall@1"]["mean"] for way in ("text_to_image", "image_to_text"))
+    image, text = (
+        metrics[f"ceiling/{way}/recall@1"]["mean"] for way in ("text_to_image", "image_to_text")
+    )
     assert f"recall@1 of {image:.2f} from text to image and {text:.2f} from image to text" in card

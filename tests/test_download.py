@@ -16,19 +16,33 @@ from functools import partial
 
 import pytest
 
-from helpers import coco, download
-from helpers.coco import load_split
-from helpers.download import COCO_2017, Archive, DownloadError
-from helpers.instances import Instances
-from helpers.profiles import ROOT, get_profile
+from helpers import data
+from helpers.config import ROOT, get_profile
+from helpers.data import load_split
+from helpers.probes import Instances
+from helpers.storage import download
+from helpers.storage.download import COCO_2017, Archive, DownloadError
+from scripts.download_coco import main
 from tests.coco_files import IDS, write_captions, write_images
 from tests.faulty_server import serve
-from tests.test_instances import write_instances
+from tests.test_probes import write_instances
 
 ANNOTATIONS = "/annotations/annotations_trainval2017.zip"
 VAL, TRAIN = "/zips/val2017.zip", "/zips/train2017.zip"
 ALL_FAULTS = [
-    *["hang up", "cut", "cut", "no range", "cut, unsaid", "no range, cut", 503, (503, "0"), 429, 404, 500],
+    *[
+        "hang up",
+        "cut",
+        "cut",
+        "no range",
+        "cut, unsaid",
+        "no range, cut",
+        503,
+        (503, "0"),
+        429,
+        404,
+        500,
+    ],
     *["page", "page as long as the file", "shorter", "longer", "longer, unsaid", "wrong bytes"],
     *["another range", "no word on the range"],
 ]
@@ -39,7 +53,9 @@ def zipped(root, *folders, more=()):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for folder in folders:
-            archive.mkdir(folder) if hasattr(archive, "mkdir") else archive.writestr(folder + "/", b"")
+            archive.mkdir(folder) if hasattr(archive, "mkdir") else archive.writestr(
+                folder + "/", b""
+            )
             for path in sorted((root / folder).iterdir()):
                 archive.write(path, f"{folder}/{path.name}")
         for name, data in more:
@@ -81,7 +97,11 @@ def server(files, monkeypatch):
 
 
 def profile(root, name="coco-val", **changes):
-    sizes = {"train_images": 8, "dev_images": 3, "val_images": 4} if name == "coco-val" else {"dev_images": 1}
+    sizes = (
+        {"train_images": 8, "dev_images": 3, "val_images": 4}
+        if name == "coco-val"
+        else {"dev_images": 1}
+    )
     return dataclasses.replace(get_profile(name), data=root, **(sizes | changes))
 
 
@@ -91,7 +111,9 @@ def get(tmp_path, files):
     small = described(files)
 
     def run(name="coco-val", archives=small, pauses=(0, 0), **options):
-        download.download(profile(tmp_path / "coco", name), archives=archives, pauses=pauses, **options)
+        download.download(
+            profile(tmp_path / "coco", name), archives=archives, pauses=pauses, **options
+        )
         return tmp_path / "coco"
 
     return run
@@ -99,13 +121,19 @@ def get(tmp_path, files):
 
 def tree(root):
     """What is in a folder and when it was written; locks do not count."""
-    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.name != ".lock"}
+    return {
+        str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.name != ".lock"
+    }
 
 
 def assert_whole(root, name="coco-val"):
     row = profile(root, name)
     sizes = {split: len(load_split(row, split)) for split in ("train", "dev", "val")}
-    assert sizes == ({"train": 5, "dev": 3, "val": 4} if name == "coco-val" else {"train": 4, "dev": 1, "val": 12})
+    assert sizes == (
+        {"train": 5, "dev": 3, "val": 4}
+        if name == "coco-val"
+        else {"train": 4, "dev": 1, "val": 12}
+    )
     for folder in {row.train_folder, row.val_folder}:
         assert Instances(root, f"instances_{folder}.json").names
     assert not (root / ".unpacking").exists() and not list(root.glob("*.part"))
@@ -127,7 +155,9 @@ def test_coco_val_needs_two_archives(get, server):
     root = get()
     assert_whole(root)
     assert [path for path, _ in server.requests] == [ANNOTATIONS, VAL]
-    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {".lock"}
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {
+        ".lock"
+    }
     pictures = {f"val2017/{i:012d}.jpg" for i in IDS}
     notes = {f"annotations/{kind}_val2017.json" for kind in ("captions", "instances")}
     assert files == pictures | notes | {"val2017.zip", "annotations_trainval2017.zip"}
@@ -152,7 +182,11 @@ def test_from_coco_val_to_coco(get, server):
     kept = {path: time for path, time in tree(get()).items() if path.startswith("val2017/")}
     root = get("coco")
     assert_whole(root, "coco")
-    assert [path for path, _ in server.requests] == [ANNOTATIONS, VAL, TRAIN]  # the annotations' zip was still there
+    assert [path for path, _ in server.requests] == [
+        ANNOTATIONS,
+        VAL,
+        TRAIN,
+    ]  # the annotations' zip was still there
     assert kept.items() <= tree(root).items()
 
 
@@ -185,7 +219,9 @@ def test_a_copy_of_ones_own_is_left_alone(get, server, tmp_path):
 def test_a_copy_without_some_pictures(get, server):
     root = get()
     (root / "val2017" / f"{IDS[0]:012d}.jpg").unlink()
-    with pytest.raises(DownloadError, match=r"val2017 holds 11 of the 12 pictures in captions_val2017\.json\. Move"):
+    with pytest.raises(
+        DownloadError, match=r"val2017 holds 11 of the 12 pictures in captions_val2017\.json\. Move"
+    ):
         get()
     (root / "val2017").rename(root / "mine")
     assert_whole(get())
@@ -249,17 +285,25 @@ def test_no_room(get, server, files, tmp_path):
 
 def test_room_is_counted_for_what_is_yet_to_come(files, tmp_path, monkeypatch):
     row = described(files)["val2017"]
-    rows = [row._replace(size=500, unpacked=1000), row._replace(path="zips/b.zip", size=300, unpacked=100)]
+    rows = [
+        row._replace(size=500, unpacked=1000),
+        row._replace(path="zips/b.zip", size=300, unpacked=100),
+    ]
     (tmp_path / "val2017.zip.part").write_bytes(bytes(200))
 
     def room(free, delete_zips):
-        monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+        monkeypatch.setattr(
+            download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free})
+        )
         try:
             return download._require_space(tmp_path, rows, delete_zips) is None
         except DownloadError:
             return False
 
-    assert [room(free, False) for free in (1699, 1700)] == [False, True]  # 300 + 300, and 1100 unpacked
+    assert [room(free, False) for free in (1699, 1700)] == [
+        False,
+        True,
+    ]  # 300 + 300, and 1100 unpacked
     assert [room(free, True) for free in (1399, 1400)] == [False, True]
 
 
@@ -269,7 +313,10 @@ def test_the_disk_fills_up_meanwhile(get, server, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "copyfileobj", full)
-        with pytest.raises(DownloadError, match=r"could not be laid out in .*coco: .*No space left on device\. CLIP_"):
+        with pytest.raises(
+            DownloadError,
+            match=r"could not be laid out in .*coco: .*No space left on device\. CLIP_",
+        ):
             get()
     assert_nothing_looks_complete(tmp_path / "coco")
     assert not (tmp_path / "coco" / "annotations").exists()
@@ -279,7 +326,10 @@ def test_the_disk_fills_up_meanwhile(get, server, tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(files, server, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(DownloadError, match=r"could not be laid out in .*file/coco: .*CLIP_COCO_DIR a copy that you"):
+    with pytest.raises(
+        DownloadError,
+        match=r"could not be laid out in .*file/coco: .*CLIP_COCO_DIR a copy that you",
+    ):
         download.download(profile(tmp_path / "file" / "coco"), archives=described(files))
 
 
@@ -302,13 +352,17 @@ def test_an_archive_that_would_write_elsewhere(get, server, files, name, tmp_pat
     with zipfile.ZipFile(evil, "a") as archive:
         archive.writestr(name, b"evil")
     server.files[VAL] = evil.getvalue()
-    with pytest.raises(DownloadError, match=r"val2017\.zip would write to 'val2017/.*evil\.jpg'.*Delete it"):
+    with pytest.raises(
+        DownloadError, match=r"val2017\.zip would write to 'val2017/.*evil\.jpg'.*Delete it"
+    ):
         get(archives=described(files | {VAL: evil.getvalue()}))
     assert not list(tmp_path.rglob("evil*")) and not (tmp_path / "coco" / "val2017").exists()
     assert_nothing_looks_complete(tmp_path / "coco")
 
 
-@pytest.mark.parametrize("name", ["../evil.jpg", "/tmp/evil.jpg", "evil.jpg", "val2017evil/a.jpg", "annotations/evil"])
+@pytest.mark.parametrize(
+    "name", ["../evil.jpg", "/tmp/evil.jpg", "evil.jpg", "val2017evil/a.jpg", "annotations/evil"]
+)
 def test_what_is_not_wanted_stays_in_the_archive(get, server, files, name, tmp_path):
     more = io.BytesIO(files[VAL])
     with zipfile.ZipFile(more, "a") as archive:
@@ -324,7 +378,7 @@ CHILD = """
 import json, shutil, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from helpers import download
+from helpers.storage import download
 root, table, stop = sys.argv[1:]
 if stop != "no":  # stop for good after some files are unpacked
     copy, count = shutil.copyfileobj, 0
@@ -352,7 +406,9 @@ def kill_when(child, ready):
     """SIGKILL, as soon as `ready()`."""
     end = time.monotonic() + 300
     while not ready():
-        assert child.poll() is None and time.monotonic() < end, "it ended too early, or never came so far"
+        assert child.poll() is None and time.monotonic() < end, (
+            "it ended too early, or never came so far"
+        )
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
@@ -370,7 +426,9 @@ def test_killed_in_the_middle_of_the_download(get, server, files, tmp_path):
     assert server.requests[-1] == (VAL, f"bytes={half}-")
 
 
-@pytest.mark.parametrize("stop", [1, 5, 13])  # in the annotations; in the pictures; before the last picture
+@pytest.mark.parametrize(
+    "stop", [1, 5, 13]
+)  # in the annotations; in the pictures; before the last picture
 def test_killed_in_the_middle_of_unpacking(get, server, files, tmp_path, stop):
     root = tmp_path / "coco"
     # the file after `stop` whole ones has been opened for writing, and is empty
@@ -385,7 +443,11 @@ def test_killed_in_the_middle_of_unpacking(get, server, files, tmp_path, stop):
 
 
 def unpacked(root):
-    places = (root / ".unpacking" / "annotations", root / ".unpacking" / "val2017", root / "annotations")
+    places = (
+        root / ".unpacking" / "annotations",
+        root / ".unpacking" / "val2017",
+        root / "annotations",
+    )
     return sum(len(list(place.iterdir())) for place in places if place.is_dir())
 
 
@@ -394,7 +456,10 @@ def test_a_second_process_waits_for_the_first(server, files, tmp_path):
     root.mkdir()
     with download._one_process(root):
         second = start(root, files)
-        assert second.stdout.readline() == f"Another process is fetching COCO 2017 into {root}: waiting for it.\n"
+        assert (
+            second.stdout.readline()
+            == f"Another process is fetching COCO 2017 into {root}: waiting for it.\n"
+        )
         assert server.requests == []
     assert second.communicate(timeout=300)[0].endswith("done\n") and second.returncode == 0
     assert_whole(root)
@@ -414,7 +479,7 @@ def test_two_at_once_fetch_once(server, files, tmp_path):
 def command(monkeypatch, capsys, *argv):
     monkeypatch.setattr(sys, "argv", ["coco", *argv])
     try:
-        coco.main(list(argv))
+        main(list(argv))
         return 0, capsys.readouterr().out
     except SystemExit as error:
         return error.code, capsys.readouterr().out
@@ -423,10 +488,12 @@ def command(monkeypatch, capsys, *argv):
 def test_the_command(server, files, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CLIP_COCO_DIR", str(tmp_path / "coco"))
     small = partial(download.download, archives=described(files), pauses=(0,))
-    monkeypatch.setattr(coco, "download", small)
+    monkeypatch.setattr(data, "download", small)
     code, out = command(monkeypatch, capsys, "--profile", "coco-val", "--delete-zips")
     assert code == 0 and out.endswith(f"{tmp_path / 'coco'}: complete\n")
-    assert f"COCO 2017 is in {tmp_path / 'coco'}: annotations, val2017, checked and unpacked." in out
+    assert (
+        f"COCO 2017 is in {tmp_path / 'coco'}: annotations, val2017, checked and unpacked." in out
+    )
     assert_whole(tmp_path / "coco")
     assert not list((tmp_path / "coco").glob("*.zip"))
     assert command(monkeypatch, capsys) == (0, f"{tmp_path / 'coco'}: complete\n")
@@ -438,19 +505,24 @@ def test_the_command_as_users_type_it(server, tmp_path):
     """The genuine sizes and checksums, so that these files are refused: a sentence, no traceback."""
     env = {**os.environ, "CLIP_COCO_DIR": str(tmp_path / "coco"), "CLIP_COCO_URL": server.url}
     env.pop("CLIP_PROFILE", None)
-    typed = [sys.executable, "-m", "helpers.coco", "--profile", "coco-val"]
+    typed = [sys.executable, "-m", "scripts.download_coco", "--profile", "coco-val"]
     done = subprocess.run(typed, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     size = len(server.files[ANNOTATIONS])
     asked = f"{server.url}{ANNOTATIONS} has {size:,} bytes and not 252,907,541: it is another file. {download.HELP}\n"
     assert done.stderr == asked
-    assert not (tmp_path / "coco" / "annotations").exists() and not (tmp_path / "coco" / "val2017").exists()
+    assert (
+        not (tmp_path / "coco" / "annotations").exists()
+        and not (tmp_path / "coco" / "val2017").exists()
+    )
 
 
 def test_notebooks_fetch_what_they_need(server, files, tmp_path, monkeypatch):
-    from helpers import artifacts
+    from helpers import load_or_build
 
-    monkeypatch.setattr(artifacts, "download", partial(download.download, archives=described(files)))
+    monkeypatch.setattr(
+        load_or_build, "download", partial(download.download, archives=described(files))
+    )
     row = profile(tmp_path / "coco")
-    assert [len(artifacts.data(row, split)) for split in ("train", "dev", "val")] == [5, 3, 4]
-    assert len(artifacts.gallery(row, 2)[0]) == 2 and len(server.requests) == 2
+    assert [len(load_or_build.data(row, split)) for split in ("train", "dev", "val")] == [5, 3, 4]
+    assert len(load_or_build.gallery(row, 2)[0]) == 2 and len(server.requests) == 2

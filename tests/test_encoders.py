@@ -10,8 +10,8 @@ from torch import nn
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from transformers.utils import logging
 
+from helpers.config import get_profile
 from helpers.encoders import load_image_tower, load_text_tower, load_towers, weights_digest
-from helpers.profiles import get_profile
 
 MINI = dataclasses.replace(get_profile("mini"), image_model="to be set", max_length=16)
 
@@ -26,9 +26,16 @@ def vit_folder(tmp_path_factory):
     """A random ViT with tiny-vit's input size, saved as Hugging Face does, pooler included."""
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     ViTModel(ViTConfig(**shape, image_size=96, patch_size=8)).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -50,32 +57,44 @@ def test_image_tower_takes_size_and_statistics_from_its_folder(image_tower):
     assert not image_tower.training and next(image_tower.parameters()).dtype == torch.float32
     assert image_tower.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert not any("pooler" in name for name in image_tower.state_dict())
-    assert set(image_tower.state_dict()) == {f"model.{name}" for name in image_tower.model.state_dict()}
+    assert set(image_tower.state_dict()) == {
+        f"model.{name}" for name in image_tower.model.state_dict()
+    }
 
 
-@pytest.mark.parametrize("width, height, mode", [(96, 96, "RGB"), (192, 192, "RGB"), (200, 120, "RGB"), (50, 333, "L")])
+@pytest.mark.parametrize(
+    "width, height, mode", [(96, 96, "RGB"), (192, 192, "RGB"), (200, 120, "RGB"), (50, 333, "L")]
+)
 def test_preprocess_equals_transformers(image_tower, vit_folder, width, height, mode):
     image = noise(width, height, mode)
     ours = image_tower.preprocess(image)
     assert ours.shape == (3, 96, 96) and ours.dtype == torch.uint8
     processor = ViTImageProcessor.from_pretrained(vit_folder)
     theirs = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-    difference = (image_tower.normalise(ours) - theirs).abs() * image_tower.std * 255  # in grey levels
+    difference = (
+        (image_tower.normalise(ours) - theirs).abs() * image_tower.std * 255
+    )  # in grey levels
     assert difference.max() < 1.01 and difference.mean() < 0.3
 
 
 def test_image_embedding_is_the_cls_token(image_tower):
-    pixels = torch.stack([image_tower.preprocess(noise(120, 96)), image_tower.preprocess(noise(96, 150))])
+    pixels = torch.stack(
+        [image_tower.preprocess(noise(120, 96)), image_tower.preprocess(noise(96, 150))]
+    )
     with torch.inference_mode():
         embeds = image_tower(pixels)
         states = image_tower.model(image_tower.normalise(pixels)).last_hidden_state
         assert torch.equal(embeds, states[:, 0]) and embeds.shape == (2, 32)
-        assert torch.equal(embeds, image_tower(image_tower.normalise(pixels))), "float input is taken as normalised"
+        assert torch.equal(embeds, image_tower(image_tower.normalise(pixels))), (
+            "float input is taken as normalised"
+        )
     assert not torch.allclose(embeds[0], embeds[1])
 
 
 def test_missing_model_folder_says_how_to_make_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*python -m helpers\.pretrain"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json is missing.*python -m helpers\.pretrain"
+    ):
         load_image_tower(dataclasses.replace(MINI, image_model=str(tmp_path / "no-vit")))
 
 
@@ -89,7 +108,9 @@ def test_text_embedding_is_the_masked_mean(text_tower):
     with torch.inference_mode():
         embeds = text_tower(**tokens)
         for text, embed in zip(texts, embeds, strict=True):
-            alone = text_tower.model(**text_tower.tokenize([text])).last_hidden_state[0]  # no padding at all
+            alone = text_tower.model(**text_tower.tokenize([text])).last_hidden_state[
+                0
+            ]  # no padding at all
             torch.testing.assert_close(embed, alone.mean(dim=0), atol=1e-5, rtol=1e-4)
     assert embeds.shape == (2, 384) and text_tower.dim == 384
 
@@ -97,7 +118,9 @@ def test_text_embedding_is_the_masked_mean(text_tower):
 def test_minilm_knows_what_is_alike(text_tower):
     texts = ["a cat on a sofa", "a kitten lies on the couch", "the stock market fell"]
     with torch.inference_mode():
-        cat, kitten, market = torch.nn.functional.normalize(text_tower(**text_tower.tokenize(texts)), dim=1)
+        cat, kitten, market = torch.nn.functional.normalize(
+            text_tower(**text_tower.tokenize(texts)), dim=1
+        )
     assert cat @ kitten > 0.6 > 0.2 > cat @ market
 
 
@@ -106,7 +129,9 @@ def test_tokenize_is_bert_wordpiece_and_truncates(text_tower):
     pieces = text_tower.tokenizer.convert_ids_to_tokens(ids.tolist())
     assert pieces == ["[CLS]", "a", "photo", "of", "a", "cat", "!", "[SEP]"]
     tokens = text_tower.tokenize(["word " * 100, "word"])
-    assert tokens["input_ids"].shape == (2, 16) and tokens["attention_mask"].sum(dim=1).tolist() == [16, 3]
+    assert tokens["input_ids"].shape == (2, 16) and tokens["attention_mask"].sum(
+        dim=1
+    ).tolist() == [16, 3]
     assert tokens["input_ids"][0, -1] == text_tower.tokenizer.sep_token_id
 
 

@@ -34,11 +34,15 @@ def brute_force(scores, owner, ks=(1, 5, 10)):
     for task, queries in tasks.items():
         best, average_precision = [], []
         for query_scores, relevant in queries:
-            order = sorted(range(len(relevant)), key=lambda item: (-query_scores[item], relevant[item]))
+            order = sorted(
+                range(len(relevant)), key=lambda item: (-query_scores[item], relevant[item])
+            )
             found = [relevant[item] for item in order]
             best.append(found.index(True) + 1)
             total = sum(found)
-            precisions = [sum(found[: place + 1]) / (place + 1) * found[place] for place in range(total)]
+            precisions = [
+                sum(found[: place + 1]) / (place + 1) * found[place] for place in range(total)
+            ]
             average_precision.append(sum(precisions) / total)
         for k in ks:
             metrics[f"{task}/recall@{k}"] = np.mean([rank <= k for rank in best])
@@ -106,7 +110,9 @@ def test_random_embeddings_score_chance():
     images, texts, owner = pairs(n=300, dim=300)
     chance = retrieval_chance(owner)
     assert chance["text_to_image/recall@1"] == 1 / 300
-    assert chance["image_to_text/recall@10"] == pytest.approx(1 - math.prod((1490 - i) / (1500 - i) for i in range(5)))
+    assert chance["image_to_text/recall@10"] == pytest.approx(
+        1 - math.prod((1490 - i) / (1500 - i) for i in range(5))
+    )
     metrics = retrieval(images, texts, owner)
     for name, value in chance.items():
         assert metrics[name] == pytest.approx(value, abs=0.035)
@@ -121,7 +127,9 @@ def test_one_of_an_images_captions_is_enough_and_every_caption_is_a_query():
     images = torch.eye(3)
     texts = torch.eye(3)[[0, 1, 1, 1, 2, 2]]  # the second caption of image 0 looks like image 1
     metrics = retrieval(images, texts, [0, 0, 1, 1, 2, 2], ks=(1,))
-    assert metrics["image_to_text/recall@1"] == pytest.approx(2 / 3)  # image 1 ties with a foreign caption
+    assert metrics["image_to_text/recall@1"] == pytest.approx(
+        2 / 3
+    )  # image 1 ties with a foreign caption
     assert metrics["text_to_image/recall@1"] == pytest.approx(5 / 6)
 
 
@@ -137,20 +145,27 @@ def test_equal_captions_tie_wherever_they_stand(chunk):
 @pytest.mark.parametrize("chunk", [1, 3, 64, 1000])
 def test_chunks_change_nothing(chunk):
     images, texts, owner = pairs(n=150, dim=64)
-    assert retrieval(images, texts, owner, chunk=chunk) == retrieval(images, texts, owner, chunk=150)
+    assert retrieval(images, texts, owner, chunk=chunk) == retrieval(
+        images, texts, owner, chunk=150
+    )
 
 
 def test_ranks_of_several_relevant_items_and_padding():
     queries, gallery = torch.tensor([[1.0], [-1.0]]), torch.tensor([[5.0], [4.0], [3.0], [2.0]])
     found = ranks(queries, gallery, [0, 1], [1, 0, 1, 0])
     assert found.tolist() == [[2, 4], [2, 4]]
-    assert ranks(queries, gallery, [0, 1], [1, 0, 0, 0]).tolist() == [[2, 3, 4], [4, 5, 6]]  # 5 and 6: no such item
+    assert ranks(queries, gallery, [0, 1], [1, 0, 0, 0]).tolist() == [
+        [2, 3, 4],
+        [4, 5, 6],
+    ]  # 5 and 6: no such item
 
 
 def test_scores_that_are_not_a_number_count_against_us():
     images, _, owner = pairs()
     texts = images[owner].clone()
-    texts[:5] = math.nan  # the captions of image 0: last as queries, first as rivals of every other image
+    texts[:5] = (
+        math.nan
+    )  # the captions of image 0: last as queries, first as rivals of every other image
     metrics = retrieval(images, texts, owner, ks=(1, 5, 6))
     assert metrics["text_to_image/recall@6"] == 195 / 200
     assert metrics["image_to_text/recall@5"] == 0
@@ -171,13 +186,22 @@ def test_prompts_are_english():
     assert prompt("a small {}", "umbrella") == "a small umbrella"
     assert prompt("a {}", "skis") == "a pair of skis"
     assert prompt("a {}", "red car") == "a red car"
-    assert len(set(TEMPLATES)) == len(TEMPLATES) and all(template.count("{}") == 1 for template in TEMPLATES)
+    assert len(set(TEMPLATES)) == len(TEMPLATES) and all(
+        template.count("{}") == 1 for template in TEMPLATES
+    )
 
 
 def test_class_embeds_are_the_normalised_mean_of_unit_vectors():
-    vectors = {"a cat": [3.0, 0.0], "the cat": [0.0, 0.5], "a dog": [-1.0, 0.0], "the dog": [-2.0, 0.0]}
+    vectors = {
+        "a cat": [3.0, 0.0],
+        "the cat": [0.0, 0.5],
+        "a dog": [-1.0, 0.0],
+        "the dog": [-2.0, 0.0],
+    }
     embeds = class_embeds(
-        lambda texts: torch.tensor([vectors[text] for text in texts]), ["cat", "dog"], ["a {}", "the {}"]
+        lambda texts: torch.tensor([vectors[text] for text in texts]),
+        ["cat", "dog"],
+        ["a {}", "the {}"],
     )
     torch.testing.assert_close(embeds, torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0]]))
 
@@ -186,7 +210,12 @@ def test_classification_counts():
     classes = torch.eye(10)
     images = classes[[0, 1, 2, 3]] + 0.1 * classes[[9, 9, 9, 9]]
     result = classify(images, classes, [0, 1, 2, 9])
-    assert (result["top1"], result["top5"], result["chance"], result["top5_chance"]) == (0.75, 1.0, 0.1, 0.5)
+    assert (result["top1"], result["top5"], result["chance"], result["top5_chance"]) == (
+        0.75,
+        1.0,
+        0.1,
+        0.5,
+    )
     assert result["n"] == 4 and result["predictions"].tolist() == [0, 1, 2, 3]
     assert result["interval"] == wilson(3, 4) and result["top5_interval"] == wilson(4, 4)
 
@@ -204,9 +233,13 @@ def test_a_label_outside_the_classes_is_refused():
 
 def test_average_precision_by_hand():
     scores = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.7, 0.3, 0.0]])
-    labels = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0]], dtype=bool)  # the last category is never shown
+    labels = np.array(
+        [[1, 0, 0], [0, 0, 0], [1, 1, 0]], dtype=bool
+    )  # the last category is never shown
     assert mean_average_precision(scores, labels) == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
-    assert mean_average_precision(np.zeros((3, 3)), labels) == pytest.approx((2 / 3 + 1 / 3) / 2)  # constant: chance
+    assert mean_average_precision(np.zeros((3, 3)), labels) == pytest.approx(
+        (2 / 3 + 1 / 3) / 2
+    )  # constant: chance
     assert mean_average_precision(torch.tensor(scores), torch.tensor(labels)) > 0.9
     with pytest.raises(ValueError, match="no image shows any category"):
         mean_average_precision(scores, np.zeros_like(labels))
@@ -230,7 +263,9 @@ def test_wilson_solves_its_equation(counts):
     assert 0 <= low <= hits / n + 1e-12 and hits / n - 1e-12 <= high <= 1
     for end in (low, high):
         if 1e-9 < end < 1 - 1e-9:
-            assert abs(hits / n - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n), rel=1e-6)
+            assert abs(hits / n - end) == pytest.approx(
+                1.96 * math.sqrt(end * (1 - end) / n), rel=1e-6
+            )
 
 
 def test_wilson_known_value():

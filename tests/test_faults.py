@@ -17,26 +17,31 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from helpers import checkpoints, embeddings, minicoco
-from helpers.coco import CaptionedImages
+from helpers import features
+from helpers.config import ROOT
+from helpers.data import CaptionedImages
+from helpers.minicoco import render as minicoco
 from helpers.model import CLIP, load_heads, load_model, save_heads, save_model
-from helpers.profiles import ROOT, write_atomically
+from helpers.storage import checkpoints
+from helpers.storage.files import atomic_write
 from tests.test_checkpoints import run
-from tests.test_embeddings import extract
+from tests.test_features import extract
 from tests.tiny import image_tower, text_tower, write_dataset
 
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
-    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),  # its own for it
+    SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),  # its own for it
 ]
 EXTRACT = """
 import os, signal, sys
 from pathlib import Path
-from helpers import embeddings
-from helpers.coco import CaptionedImages
-from tests.test_embeddings import extract
+from helpers import features
+from helpers.data import CaptionedImages
+from tests.test_features import extract
 
-save_file, calls = embeddings.save_file, []
+save_file, calls = features.save_file, []
 def save(tensors, path, metadata):
     calls.append(path)
     if len(calls) == 2:
@@ -44,24 +49,24 @@ def save(tensors, path, metadata):
         os.kill(os.getpid(), signal.SIGKILL)
     save_file(tensors, path, metadata)
 
-embeddings.save_file = save
+features.save_file = save
 extract(CaptionedImages(sys.argv[1]), Path(sys.argv[2]))
 """
 RENDER = """
 import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from helpers import minicoco
+from helpers.minicoco import render
 
-write_annotations = minicoco.write_annotations
+write_annotations = render.write_annotations
 def write(folder, split, *rest):
     if split == sys.argv[2]:
         Path(folder, f"instances_{split}.json").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
     write_annotations(folder, split, *rest)
 
-minicoco.write_annotations = write
-minicoco.render(SimpleNamespace(data=Path(sys.argv[1], "minicoco"), train_images=12, val_images=6, seed=0))
+render.write_annotations = write
+render.render(SimpleNamespace(data=Path(sys.argv[1], "minicoco"), train_images=12, val_images=6, seed=0))
 """
 
 
@@ -74,7 +79,11 @@ def start(code, *arguments):
 
 
 def bytes_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 # A full disk
@@ -84,7 +93,7 @@ def bytes_of(folder):
 def test_full_disk_while_embeddings_are_cached(tmp_path, monkeypatch, error):
     write_dataset(tmp_path / "coco")
     dataset, cache = CaptionedImages(tmp_path / "coco"), tmp_path / "cache"
-    save_file, calls = embeddings.save_file, []
+    save_file, calls = features.save_file, []
 
     def save(tensors, path, metadata):
         calls.append(path)
@@ -93,8 +102,10 @@ def test_full_disk_while_embeddings_are_cached(tmp_path, monkeypatch, error):
             raise error
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(embeddings, "save_file", save)
-    with pytest.raises(OSError, match="00000010.safetensors could not be written .*No space left.*Free some disk"):
+    monkeypatch.setattr(features, "save_file", save)
+    with pytest.raises(
+        OSError, match="00000010.safetensors could not be written .*No space left.*Free some disk"
+    ):
         extract(dataset, cache)
     [kept] = [path for path in cache.rglob("*") if path.is_file()]
     assert kept.name == "00000000-00000006.safetensors", "the shard before it, and nothing else"
@@ -123,15 +134,18 @@ def test_full_disk_while_a_checkpoint_is_written(tmp_path, monkeypatch, error):
 
 
 def test_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "results.json", "old")
+    atomic_write(tmp_path / "results.json", "old")
 
     def write(path, content):
         path.open("wb").write(content[:1])
         raise FULL[0]
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    with pytest.raises(OSError, match=r"results.json could not be written \(No space left on device\). Free some disk"):
-        write_atomically(tmp_path / "results.json", "new")
+    with pytest.raises(
+        OSError,
+        match=r"results.json could not be written \(No space left on device\). Free some disk",
+    ):
+        atomic_write(tmp_path / "results.json", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "old"
 
@@ -148,13 +162,21 @@ def test_killed_while_a_shard_is_written(tmp_path):
     assert killed.returncode == -9, errors
     _, rows = extract(dataset, tmp_path / "cache")
     assert rows[0] == 4, "the finished shard of six images is not computed again"
-    shards = {name: data for name, data in bytes_of(tmp_path / "cache").items() if name.endswith(".safetensors")}
+    shards = {
+        name: data
+        for name, data in bytes_of(tmp_path / "cache").items()
+        if name.endswith(".safetensors")
+    }
     assert shards == bytes_of(tmp_path / "undisturbed")
 
 
 def render(folder):
     """What RENDER does, undisturbed: the bytes of a small MiniCOCO."""
-    return bytes_of(minicoco.render(SimpleNamespace(data=folder / "minicoco", train_images=12, val_images=6, seed=0)))
+    return bytes_of(
+        minicoco.render(
+            SimpleNamespace(data=folder / "minicoco", train_images=12, val_images=6, seed=0)
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +187,9 @@ def rendered(tmp_path_factory):
 @pytest.mark.parametrize("split", ["train2017", "compositional"])
 def test_killed_while_minicoco_is_rendered(rendered, tmp_path, split):
     killed = start(RENDER, tmp_path, split)
-    errors = killed.communicate(timeout=120)[1]  # returns when the workers too, who share its pipes, have ended
+    errors = killed.communicate(timeout=120)[
+        1
+    ]  # returns when the workers too, who share its pipes, have ended
     assert killed.returncode == -9, errors
     assert not (tmp_path / "minicoco").exists(), "nothing that looks whole"
     assert list(tmp_path.glob("*.tmp")), "killed in the middle of it"
@@ -180,7 +204,9 @@ def test_two_processes_render_at_once(rendered, tmp_path):
             assert "waiting for it" in process.stdout.readline()
     said = [process.communicate(timeout=120) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
-    assert sorted("100%" in out for out, _ in said) == [False, True], "one draws, the other takes what is there"
+    assert sorted("100%" in out for out, _ in said) == [False, True], (
+        "one draws, the other takes what is there"
+    )
     assert bytes_of(tmp_path / "minicoco") == rendered
 
 
@@ -246,7 +272,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refused(lock, **_):
         raise PermissionError(13, "Permission denied", lock.lock_file)
 
-    monkeypatch.setattr(minicoco.FileLock, "acquire", refused)
-    profile = SimpleNamespace(data=tmp_path / "minicoco-smoke", train_images=8, val_images=4, seed=0)
-    with pytest.raises(OSError, match=r"minicoco-smoke could not be written \(Permission denied\). Make .* writable"):
-        minicoco.render(profile)
+    monkeypatch.setattr(render.FileLock, "acquire", refused)
+    profile = SimpleNamespace(
+        data=tmp_path / "minicoco-smoke", train_images=8, val_images=4, seed=0
+    )
+    with pytest.raises(
+        OSError,
+        match=r"minicoco-smoke could not be written \(Permission denied\). Make .* writable",
+    ):
+        render.render(profile)

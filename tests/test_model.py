@@ -53,7 +53,9 @@ class Letters(nn.Module):
 
     def tokenize(self, texts):
         longest = max(map(len, texts))
-        input_ids = torch.tensor([[*map(ord, text), *[0] * (longest - len(text))] for text in texts])
+        input_ids = torch.tensor(
+            [[*map(ord, text), *[0] * (longest - len(text))] for text in texts]
+        )
         return {"input_ids": input_ids, "attention_mask": (input_ids > 0).long()}
 
     def forward(self, input_ids, attention_mask):
@@ -86,7 +88,10 @@ def test_the_scale_starts_where_clip_starts_and_is_trained(model):
 
 
 def test_forward_takes_a_collated_batch(model):
-    batch = {"pixel_values": torch.zeros(2, 3, 2, 2, dtype=torch.uint8), **model.text_tower.tokenize(["a cat", "dog"])}
+    batch = {
+        "pixel_values": torch.zeros(2, 3, 2, 2, dtype=torch.uint8),
+        **model.text_tower.tokenize(["a cat", "dog"]),
+    }
     outputs = model({**batch, "image_ids": torch.arange(2)})
     assert set(outputs) == {"image_embeds", "text_embeds", "logit_scale"}
     assert outputs["image_embeds"].shape == outputs["text_embeds"].shape == (2, 8)
@@ -188,7 +193,9 @@ def test_what_is_no_safetensors_file_is_refused(model, tmp_path, content):
         load_heads(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"image_dim": "wide", "text_dim": 4, "embed_dim": 8}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"image_dim": "wide", "text_dim": 4, "embed_dim": 8}']
+)
 def test_what_does_not_describe_heads_is_refused(model, tmp_path, content):
     save_heads(model, tmp_path, {})
     (tmp_path / "heads.json").write_text(content)
@@ -226,8 +233,13 @@ def test_weights_of_another_save_are_refused(model, tmp_path):
 def test_only_a_siglip_model_has_a_bias(tmp_path):
     assert CLIP(3, 4, 8).logit_bias is None and "logit_bias" not in CLIP(3, 4, 8).logits()
     model = CLIP(3, 4, 8, **SIGLIP_START)
-    assert (model.logit_scale.item(), model.logit_bias.item()) == (pytest.approx(math.log(10)), -10.0)
-    assert set(model.logits()) == {"logit_scale", "logit_bias"} and "logit_bias" in dict(model.named_parameters())
+    assert (model.logit_scale.item(), model.logit_bias.item()) == (
+        pytest.approx(math.log(10)),
+        -10.0,
+    )
+    assert set(model.logits()) == {"logit_scale", "logit_bias"} and "logit_bias" in dict(
+        model.named_parameters()
+    )
     model.logit_bias.data.fill_(-3.5)
     save_heads(model, tmp_path, {})
     assert load_heads(tmp_path)[0].logit_bias.item() == -3.5
@@ -254,20 +266,29 @@ def test_the_whole_model_is_one_folder_that_transformers_reads_too(tmp_path):
     save_model(model, tmp_path, {"run": 1})
     loaded, meta = load_model(tmp_path, max_length=12)
     assert (meta["run"], meta["tuned"]) == (1, ["image_tower", "text_tower"])
-    pictures, texts = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), ["a red dog", "two cats"]
+    pictures, texts = (
+        torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8),
+        ["a red dog", "two cats"],
+    )
     with torch.no_grad():
         assert loaded.encode_image(pictures).equal(model.encode_image(pictures))
         assert loaded.encode_texts(texts).equal(model.encode_texts(texts))
         vit = ViTModel.from_pretrained(tmp_path / "image_tower", add_pooling_layer=False).eval()
         bert = BertModel.from_pretrained(tmp_path / "text_tower", add_pooling_layer=False).eval()
         processor = ViTImageProcessor.from_pretrained(tmp_path / "image_tower")
-        tokens = BertTokenizerFast.from_pretrained(tmp_path / "text_tower")(texts, padding=True, return_tensors="pt")
+        tokens = BertTokenizerFast.from_pretrained(tmp_path / "text_tower")(
+            texts, padding=True, return_tensors="pt"
+        )
         pixels = processor(list(pictures), do_resize=False, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(vit(pixels).last_hidden_state[:, 0], model.image_tower(pictures))
-        states = bert(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        states = bert(
+            tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1)
         by_hand = (states * mask).sum(dim=1) / mask.sum(dim=1)
-        torch.testing.assert_close(by_hand, model.text_tower(tokens["input_ids"], tokens["attention_mask"]))
+        torch.testing.assert_close(
+            by_hand, model.text_tower(tokens["input_ids"], tokens["attention_mask"])
+        )
 
 
 def test_a_tower_that_was_not_tuned_has_to_be_given(tmp_path):
@@ -293,7 +314,9 @@ def test_a_tower_with_a_flipped_bit_is_refused(tmp_path, tower):
 def test_saving_over_a_model_replaces_it(tmp_path):
     save_model(tuned_model(), tmp_path, {"run": 1})
     torch.manual_seed(1)
-    other = CLIP(16, 16, embed_dim=8, image_tower=image_tower(seed=1), text_tower=text_tower(seed=1)).eval()
+    other = CLIP(
+        16, 16, embed_dim=8, image_tower=image_tower(seed=1), text_tower=text_tower(seed=1)
+    ).eval()
     save_model(other, tmp_path, {"run": 2})
     loaded, meta = load_model(tmp_path)
     assert meta["run"] == 2 and not list(tmp_path.glob(".*"))

@@ -13,14 +13,15 @@ import torch
 from accelerate.tracking import GeneralTracker
 from torch import nn
 
-from helpers import modes, training
-from helpers.coco import CaptionedImages
-from helpers.embeddings import Embeddings, extract_embeddings
+from helpers import training, training_context
+from helpers.config import ROOT, get_profile
+from helpers.data import CaptionedImages
 from helpers.encoders import load_text_tower
+from helpers.features import Embeddings, extract_embeddings
 from helpers.losses import clip_loss, siglip_loss
 from helpers.model import CLIP, MAX_LOGIT_SCALE, SIGLIP_START, head_state, load_model
-from helpers.profiles import ROOT, get_profile
-from helpers.training import Pairs, dev_metrics, parameter_groups, warmup_cosine
+from helpers.training import Examples, dev_metrics, parameter_groups, warmup_cosine
+from scripts.train import main
 from tests.tiny import image_tower, text_tower, write_dataset
 
 
@@ -33,7 +34,8 @@ def embeddings(n, seed, captions=3, first_id=0):
     owner = torch.arange(n).repeat(captions)[torch.randperm(n * captions, generator=generator)]
     return Embeddings(
         image_embeds=hidden @ to_image + 0.1 * torch.randn(n, 10, generator=generator),
-        text_embeds=hidden[owner] @ to_text + 0.1 * torch.randn(len(owner), 14, generator=generator),
+        text_embeds=hidden[owner] @ to_text
+        + 0.1 * torch.randn(len(owner), 14, generator=generator),
         owner=owner,
         image_ids=torch.arange(n) + first_id,
         captions=[f"caption {i}" for i in range(len(owner))],
@@ -53,7 +55,10 @@ def fit(model, train=TRAIN, dev=DEV, **settings):
 
 
 def without_time(history):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+        for row in history
+    ]
 
 
 def other(embeds, **changes):
@@ -64,13 +69,16 @@ def drawn(pairs, model, epoch, seed=0, size=3):
     """The batches of an epoch as (image id, caption's row) of each position."""
     batches = pairs.batches(model, [], seed, epoch, size, range(len(pairs) // size))
     row = {tuple(text.tolist()): m for m, text in enumerate(pairs.embeds.text_embeds)}
-    visits = [zip(batch["image_ids"].tolist(), batch["text_features"].tolist(), strict=True) for batch in batches]
+    visits = [
+        zip(batch["image_ids"].tolist(), batch["text_features"].tolist(), strict=True)
+        for batch in batches
+    ]
     return [[(image_id, row[tuple(text)]) for image_id, text in batch] for batch in visits]
 
 
 def test_an_epoch_sees_every_image_once_with_one_caption_of_its_own_and_all_captions_in_time():
     few = embeddings(9, seed=5, first_id=100)
-    pairs, seen = Pairs(embeds=few), {}
+    pairs, seen = Examples(embeds=few), {}
     for epoch in range(30):
         visits = [visit for batch in drawn(pairs, fresh(), epoch) for visit in batch]
         assert sorted(i for i, _ in visits) == list(range(100, 109))
@@ -83,7 +91,7 @@ def test_an_epoch_sees_every_image_once_with_one_caption_of_its_own_and_all_capt
 
 
 def test_parts_of_a_batch_make_the_batch():
-    pairs, model = Pairs(embeds=TRAIN), fresh()
+    pairs, model = Examples(embeds=TRAIN), fresh()
     whole = next(pairs.batches(model, [], 0, 1, 32, [2]))
     parts = [next(pairs.batches(model, [], 0, 1, 32, [2], (k, 4))) for k in range(4)]
     for name, rows in whole.items():
@@ -93,14 +101,14 @@ def test_parts_of_a_batch_make_the_batch():
 def test_an_image_without_captions_is_named():
     bare = other(DEV, text_embeds=DEV.text_embeds[DEV.owner != 7], owner=DEV.owner[DEV.owner != 7])
     with pytest.raises(ValueError, match="image 1007 has no caption"):
-        Pairs(embeds=bare)
+        Examples(embeds=bare)
 
 
 def test_training_teaches():
     model = fresh()
-    before = dev_metrics(model, Pairs(embeds=DEV))
+    before = dev_metrics(model, Examples(embeds=DEV))
     history = fit(model, epochs=30)
-    after = dev_metrics(model, Pairs(embeds=DEV))
+    after = dev_metrics(model, Examples(embeds=DEV))
     assert after["dev_loss"] < 0.5 * before["dev_loss"]
     assert after["dev_recall@1"] > 3 * before["dev_recall@1"] and after["dev_recall@5"] > 0.8
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -111,9 +119,11 @@ def test_dev_loss_sees_every_caption_in_evaluation_mode():
     with torch.no_grad():
         images, texts = model.project_image(DEV.image_embeds), model.project_text(DEV.text_embeds)
         by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
-        expected = [clip_loss(images, texts[by_image[:, r]], model.logit_scale).item() for r in range(3)]
+        expected = [
+            clip_loss(images, texts[by_image[:, r]], model.logit_scale).item() for r in range(3)
+        ]
         scores = (texts.double() @ images.double().T).numpy()
-    metrics = dev_metrics(model.train(), Pairs(embeds=DEV))
+    metrics = dev_metrics(model.train(), Examples(embeds=DEV))
     assert metrics["dev_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
     own = scores[np.arange(120), DEV.owner][:, None]
     assert metrics["dev_recall@5"] == pytest.approx(((scores >= own).sum(axis=1) <= 5).mean())
@@ -122,7 +132,9 @@ def test_dev_loss_sees_every_caption_in_evaluation_mode():
 
 def test_every_trained_parameter_is_in_one_group_and_moves():
     model = fresh()
-    decayed, free = sorted(parameter_groups(model, 1e-3, weight_decay=0.1), key=lambda group: -group["weight_decay"])
+    decayed, free = sorted(
+        parameter_groups(model, 1e-3, weight_decay=0.1), key=lambda group: -group["weight_decay"]
+    )
     grouped = [*decayed["params"], *free["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     assert any(p is model.logit_scale for p in free["params"]) and free["weight_decay"] == 0
@@ -160,13 +172,18 @@ def test_early_stopping_keeps_the_best_epoch():
     wrong = other(DEV, text_embeds=-DEV.text_embeds)
     model, states = fresh(), []
     history = fit(
-        model, dev=wrong, epochs=40, patience=3, lr=1e-2, on_epoch=lambda row: states.append(head_state(model))
+        model,
+        dev=wrong,
+        epochs=40,
+        patience=3,
+        lr=1e-2,
+        on_epoch=lambda row: states.append(head_state(model)),
     )
     losses = [row["dev_loss"] for row in history]
     best = losses.index(min(losses))
     assert len(history) == best + 1 + 3 < 40
     assert all(tensor.equal(states[best][name]) for name, tensor in head_state(model).items())
-    assert dev_metrics(model, Pairs(embeds=wrong))["dev_loss"] == pytest.approx(min(losses))
+    assert dev_metrics(model, Examples(embeds=wrong))["dev_loss"] == pytest.approx(min(losses))
 
 
 def test_interrupting_leaves_the_best_weights():
@@ -183,7 +200,7 @@ def test_interrupting_leaves_the_best_weights():
     losses = []
     for state in states:
         model.load_state_dict(state)
-        losses.append(dev_metrics(model, Pairs(embeds=DEV))["dev_loss"])
+        losses.append(dev_metrics(model, Examples(embeds=DEV))["dev_loss"])
     assert left["logit_scale"] == states[losses.index(min(losses))]["logit_scale"]
 
 
@@ -211,7 +228,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(split):
     model = fresh()
     before = head_state(model)
     with pytest.raises(
-        FloatingPointError, match="loss is nan in step .*images [0-9, ]+….*NaN in the features.*no check"
+        FloatingPointError,
+        match="loss is nan in step .*images [0-9, ]+….*NaN in the features.*no check",
     ):
         fit(model, **{split: broken})
     assert all(tensor.equal(before[name]) for name, tensor in head_state(model).items())
@@ -227,7 +245,9 @@ def test_the_bar_is_one_line_on_stdout(capsys):
 def test_the_learning_rate_rises_then_falls_to_zero():
     factors = [warmup_cosine(step, 4, 20) for step in range(21)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1, 1]
-    assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False)) and factors[20] == pytest.approx(0)
+    assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False)) and factors[
+        20
+    ] == pytest.approx(0)
     assert warmup_cosine(0, 2, 1) == 0.5  # fewer steps than the warm-up wants
     assert warmup_cosine(0, 0.2, 4) == 1  # never above the peak, however short the warm-up
 
@@ -243,7 +263,9 @@ def test_a_model_with_a_bias_is_trained_with_siglips_loss():
         by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
         start = model.logit_scale, model.logit_bias
         expected = [siglip_loss(images, texts[by_image[:, r]], *start).item() for r in range(3)]
-    assert dev_metrics(model, Pairs(embeds=DEV))["dev_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert dev_metrics(model, Examples(embeds=DEV))["dev_loss"] == pytest.approx(
+        np.mean(expected), rel=1e-5
+    )
     history = fit(model, epochs=60)
     assert history[-1]["dev_loss"] < history[0]["dev_loss"] and history[-1]["dev_recall@5"] > 0.8
     assert history[-1]["logit_bias"] != -10 and history[-1]["logit_scale"] != math.log(10)
@@ -259,7 +281,9 @@ def test_gradient_caching_changes_nothing_but_memory(start):
         model.image_head[3].p = model.text_head[3].p = 0.0
         results.append((fit(model, epochs=2, chunk=chunk), head_state(model)))
     (plain, weights), (cached, again) = results
-    assert [row["train_loss"] for row in cached] == pytest.approx([row["train_loss"] for row in plain], rel=1e-5)
+    assert [row["train_loss"] for row in cached] == pytest.approx(
+        [row["train_loss"] for row in plain], rel=1e-5
+    )
     for name, tensor in weights.items():
         torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -269,7 +293,7 @@ def test_accumulation_adds_up_the_gradients_of_several_batches():
     model, steps = fresh(), []
     model.image_head[3].p = model.text_head[3].p = 0.0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    pairs = Pairs(embeds=embeddings(64, seed=1))
+    pairs = Examples(embeds=embeddings(64, seed=1))
     losses = []
     for batch in pairs.batches(model, [], 0, 1, 32, range(2)):
         losses.append(clip_loss(**model(batch), image_ids=batch["image_ids"]))
@@ -288,7 +312,9 @@ def test_accumulation_adds_up_the_gradients_of_several_batches():
     order = {id(p): g for p, g in zip(model.parameters(), gradients, strict=True)}
     for seen, p in zip(steps[0], [p for group in groups for p in group["params"]], strict=True):
         torch.testing.assert_close(seen, order[id(p)], rtol=1e-4, atol=1e-7)
-    assert not any(p.detach().equal(before[name]) for name, p in model.named_parameters() if p.ndim == 2)
+    assert not any(
+        p.detach().equal(before[name]) for name, p in model.named_parameters() if p.ndim == 2
+    )
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -317,10 +343,16 @@ def weights_of(model):
 @pytest.mark.parametrize("image, text", [(True, False), (False, True), (True, True)])
 def test_what_is_tuned_moves_and_what_is_locked_does_not(pictures, tmp_path, image, text):
     model = whole()
-    before, pairs = weights_of(model), Pairs(pictures)
+    before, pairs = weights_of(model), Examples(pictures)
     assert model.image_tower.model.config.hidden_dropout_prob == 0 or model.text_tower is not None
-    history = fit(model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3 * image, text_lr=1e-3 * text)
-    moved = {name.split(".")[0] for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
+    history = fit(
+        model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3 * image, text_lr=1e-3 * text
+    )
+    moved = {
+        name.split(".")[0]
+        for name, tensor in model.state_dict().items()
+        if not tensor.equal(before[name])
+    }
     towers = {name for name, tuned in (("image_tower", image), ("text_tower", text)) if tuned}
     assert moved == {"image_head", "text_head", "logit_scale", *towers}
     assert [len(row["losses"]) for row in history] == [3, 3] and history[-1]["step"] == 6
@@ -342,8 +374,11 @@ def test_no_decay_on_biases_norms_embeddings_and_scalars():
 def test_a_locked_tower_may_come_as_features(pictures, tmp_path):
     """LiT two ways: the text tower's features from the cache, or its captions anew, to the same losses."""
     histories = []
-    for embeds in (None, extract_embeddings(image_tower(), text_tower(), pictures, tmp_path, progress=False)):
-        pairs, model = Pairs(pictures, embeds), whole()
+    for embeds in (
+        None,
+        extract_embeddings(image_tower(), text_tower(), pictures, tmp_path, progress=False),
+    ):
+        pairs, model = Examples(pictures, embeds), whole()
         histories.append(fit(model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3))
     plain, cached = ([loss for row in history for loss in row["losses"]] for history in histories)
     assert cached == pytest.approx(plain, rel=1e-4)
@@ -354,7 +389,7 @@ def test_towers_drop_nothing_while_tuned_and_are_left_with_their_dropout(picture
     dropouts = [part for part in model.text_tower.modules() if isinstance(part, nn.Dropout)]
     assert dropouts and all(part.p == 0.1 for part in dropouts)
     dropouts[0].register_forward_pre_hook(lambda part, _: seen.append((part.p, part.training)))
-    pairs = Pairs(pictures)
+    pairs = Examples(pictures)
     fit(model, pairs, pairs, batch_size=4, epochs=1, image_lr=1e-3, text_lr=1e-3)
     assert (0.0, True) in seen and all(part.p == 0.1 for part in dropouts)
 
@@ -363,8 +398,10 @@ def test_half_of_the_patches_and_others_each_time(pictures):
     model, seen = whole(), []
     pixels = torch.stack([pictures_to_pixels(model, pictures, i) for i in range(3)])
     embedded = model.image_tower.model.embeddings(model.image_tower.normalise(pixels))
-    with modes.some_patches(model.image_tower, 0.5):
-        model.image_tower.model.embeddings.register_forward_hook(lambda part, args, out: seen.append(out))
+    with training_context.some_patches(model.image_tower, 0.5):
+        model.image_tower.model.embeddings.register_forward_hook(
+            lambda part, args, out: seen.append(out)
+        )
         torch.manual_seed(1), model.image_tower(pixels), model.image_tower(pixels)
         torch.manual_seed(1), model.image_tower(pixels)
     assert [out.shape for out in seen] == 3 * [(3, 1 + 2, 16)]  # CLS and two patches of four
@@ -372,7 +409,11 @@ def test_half_of_the_patches_and_others_each_time(pictures):
         assert row[0].equal(whole_row[0])
         assert all(any(token.equal(patch) for patch in whole_row[1:]) for token in row[1:])
     assert seen[0].equal(seen[2]) and not seen[0].equal(seen[1])
-    assert model.image_tower.model.embeddings(model.image_tower.normalise(pixels)).shape == (3, 5, 16)
+    assert model.image_tower.model.embeddings(model.image_tower.normalise(pixels)).shape == (
+        3,
+        5,
+        16,
+    )
 
 
 def pictures_to_pixels(model, pictures, i):
@@ -380,7 +421,7 @@ def pictures_to_pixels(model, pictures, i):
 
 
 def test_training_with_half_of_the_patches_is_measured_with_all_of_them(pictures):
-    model, pairs = whole(), Pairs(pictures)
+    model, pairs = whole(), Examples(pictures)
     options = {"image_lr": 1e-3, "text_lr": 1e-3, "batch_size": 4, "epochs": 1}
     history = fit(model, pairs, pairs, patches=0.5, **options)
     raw = ["image", "text"]
@@ -389,18 +430,20 @@ def test_training_with_half_of_the_patches_is_measured_with_all_of_them(pictures
 
 
 def test_gradient_checkpointing_gives_the_same_losses(pictures):
-    pairs, runs = Pairs(pictures), []
+    pairs, runs = Examples(pictures), []
     for on in (False, True):
         model = whole()
         options = {"gradient_checkpointing": on, "image_lr": 1e-3, "text_lr": 1e-3}
         runs.append(fit(model, pairs, pairs, batch_size=4, epochs=1, **options)[0]["losses"])
         assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
-        assert not model.text_tower.model.get_input_embeddings()._forward_hooks, "frozen again, it must keep nothing"
+        assert not model.text_tower.model.get_input_embeddings()._forward_hooks, (
+            "frozen again, it must keep nothing"
+        )
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
 def test_a_crop_is_another_each_epoch_and_never_depends_on_who_asks(pictures):
-    pairs, tower = Pairs(pictures), image_tower()
+    pairs, tower = Examples(pictures), image_tower()
     first, again, later = (pairs.picture(3, tower, 0, epoch) for epoch in (1, 1, 2))
     assert first.equal(again) and not first.equal(later)
     assert first.shape == (3, 16, 16) and first.dtype == torch.uint8
@@ -422,7 +465,10 @@ def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path, capsys, monk
     monkeypatch.setattr(training, "take_step", step)
     with pytest.raises(KeyboardInterrupt):
         fit(model, checkpoints=tmp_path)
-    assert "Stopped after step 5 of 12" in (said := capsys.readouterr().out) and "step-00000005" in said
+    assert (
+        "Stopped after step 5 of 12" in (said := capsys.readouterr().out)
+        and "step-00000005" in said
+    )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert without_time(fit(fresh(), checkpoints=tmp_path)) == without_time(whole_run)
 
@@ -432,7 +478,9 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training, "take_step", step)
-    with pytest.raises(RuntimeError, match="(?s)Step 0 does not fit.*chunk.*gradient_checkpointing.*batch_size"):
+    with pytest.raises(
+        RuntimeError, match="(?s)Step 0 does not fit.*chunk.*gradient_checkpointing.*batch_size"
+    ):
         fit(fresh())
 
 
@@ -466,26 +514,63 @@ def test_accelerates_trackers_are_told(tmp_path):
     notes = Notes()
     history = fit(fresh(), epochs=2, tracker=notes)
     assert [step for step, _ in notes.logged] == [row["step"] for row in history]
-    assert notes.logged[0][1]["dev_loss"] == history[0]["dev_loss"] and notes.config["batch_size"] == 32
+    assert (
+        notes.logged[0][1]["dev_loss"] == history[0]["dev_loss"]
+        and notes.config["batch_size"] == 32
+    )
     assert notes.finished
 
 
 def test_the_command_line_runs_on_two_processes(tmp_path):
     """accelerate launch, two real CPU processes: heads, then the image tower, with SigLIP's ring."""
     # `--cpu --num_processes 2` would start one process; on a machine without GPU, --multi_gpu starts two on the CPU.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = ["-m", "helpers.training", "--profile", "smoke", "--loss", "siglip", "--tune", "image", "--seed", "3"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    command = [
+        "-m",
+        "scripts.train",
+        "--profile",
+        "smoke",
+        "--loss",
+        "siglip",
+        "--tune",
+        "image",
+        "--seed",
+        "3",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("CLIP_PROFILE", None)
     done = subprocess.run(
-        [*launch, *command, "--output", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        [*launch, *command, "--output", str(tmp_path)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     state = json.loads(max((tmp_path / "towers").glob("step-*/state.json")).read_text())
     assert state["settings"]["processes"] == 2 and state["settings"]["loss"] == "siglip"
     histories = json.loads((tmp_path / "history.json").read_text())
-    assert all(math.isfinite(loss) for part in histories.values() for row in part for loss in row["losses"])
+    assert all(
+        math.isfinite(loss) for part in histories.values() for row in part for loss in row["losses"]
+    )
     text = load_text_tower(get_profile("smoke"))
     model, meta = load_model(tmp_path / "model", text_tower=text)
     assert meta["tuned"] == ["image_tower"] and model.logit_bias is not None
@@ -493,6 +578,8 @@ def test_the_command_line_runs_on_two_processes(tmp_path):
 
 def test_the_command_line_explains_itself(capsys):
     with pytest.raises(SystemExit):
-        training.main(["--help"])
+        main(["--help"])
     said = capsys.readouterr().out
-    assert all(option in said for option in ("--profile", "--loss", "--tune", "--chunk", "--precision"))
+    assert all(
+        option in said for option in ("--profile", "--loss", "--tune", "--chunk", "--precision")
+    )

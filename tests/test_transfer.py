@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from helpers import transfer
-from helpers.transfer import DownloadError, fetch
+from helpers.storage import download
+from helpers.storage.download import DownloadError, fetch
 from tests.faulty_server import serve
 
 CONTENT = b"PK" + np.random.default_rng(0).bytes(700_001)  # more than two chunks
@@ -48,7 +48,7 @@ class Scene:
 def scene(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     pauses = []
-    monkeypatch.setattr(transfer.time, "sleep", pauses.append)
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
     with serve({"/zips/file.zip": CONTENT}) as server:
         yield Scene(server, tmp_path, pauses)
 
@@ -81,20 +81,24 @@ def test_a_server_that_ignores_range(scene):
 def test_a_server_that_ignores_range_and_cuts_at_the_same_place_every_time(scene):
     scene.server.always = "no range, cut"
     asked = scene.fails(r"could not be fetched: the connection was cut\. 50% of it are kept")
-    assert len(asked) == 1 + len(NEVER)  # the first brought something, those after each pause nothing more
+    assert len(asked) == 1 + len(
+        NEVER
+    )  # the first brought something, those after each pause nothing more
     scene.server.always = None
     scene.succeeds()
 
 
 @pytest.mark.parametrize("fault", ["hang up", "stall", "cut, unsaid", 500, 503, 429, 408])
 def test_what_passes_is_tried_again(scene, fault, monkeypatch):
-    monkeypatch.setattr(transfer, "PATIENCE", 0.2)
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
     scene.server.faults = [fault]
     scene.succeeds(pauses=(7,))
     assert scene.pauses == [7]
 
 
-@pytest.mark.parametrize("fault, told", [(503, "503 Service Unavailable"), ("hang up", "closed"), (500, "500")])
+@pytest.mark.parametrize(
+    "fault, told", [(503, "503 Service Unavailable"), ("hang up", "closed"), (500, "500")]
+)
 def test_what_does_not_pass_ends_in_a_sentence(scene, fault, told):
     scene.server.always = fault
     asked = scene.fails(rf"could not be fetched: .*{told}.*0% of it are kept", pauses=(1, 2, 4))
@@ -108,7 +112,8 @@ def test_no_server_at_all(scene):
 
 
 @pytest.mark.parametrize(
-    "asked, pause", [("5", 5), ("1", 2), ("300", 300), ("301", 2), ("-1", 2), ("soon", 2), ("9" * 30, 2)]
+    "asked, pause",
+    [("5", 5), ("1", 2), ("300", 300), ("301", 2), ("-1", 2), ("soon", 2), ("9" * 30, 2)],
 )
 def test_a_pause_that_the_server_asks_for(scene, asked, pause):
     scene.server.faults = [(503, asked)]
@@ -116,7 +121,9 @@ def test_a_pause_that_the_server_asks_for(scene, asked, pause):
     assert scene.pauses == [pause]
 
 
-@pytest.mark.parametrize("status, told", [(404, "404 Not Found"), (403, "403 Forbidden"), (410, "410 Gone")])
+@pytest.mark.parametrize(
+    "status, told", [(404, "404 Not Found"), (403, "403 Forbidden"), (410, "410 Gone")]
+)
 def test_what_will_not_pass_is_not_tried_again(scene, status, told):
     scene.server.always = status
     assert scene.fails(f"answers {told}") == [None] and not scene.pauses
@@ -158,7 +165,9 @@ def test_an_answer_from_somewhere_else_in_the_file(scene, fault):
 
 def test_wrong_bytes(scene):
     scene.server.always = "wrong bytes"
-    asked = scene.fails(f"came with the MD5 [0-9a-f]{{32}}, the true one has {hashlib.md5(CONTENT).hexdigest()}")
+    asked = scene.fails(
+        f"came with the MD5 [0-9a-f]{{32}}, the true one has {hashlib.md5(CONTENT).hexdigest()}"
+    )
     assert asked == [None] and not scene.part.exists()
     scene.server.always = None
     scene.succeeds()
@@ -193,7 +202,10 @@ def test_a_whole_file_with_flipped_bytes(scene):
 
 def test_the_bar_tells_what_is_done_how_fast_and_how_long_it_takes(scene):
     bar, update, seen = scene.bar, scene.bar.update, []
-    bar.update = lambda n: (update(n), seen.append((bar.desc.rstrip(": "), bar.n, bar.total, str(bar))))
+    bar.update = lambda n: (
+        update(n),
+        seen.append((bar.desc.rstrip(": "), bar.n, bar.total, str(bar))),
+    )
     scene.part.write_bytes(CONTENT[:HALF])
     scene.server.faults = ["no range, cut", "cut"]
     scene.succeeds()
@@ -202,4 +214,6 @@ def test_the_bar_tells_what_is_done_how_fast_and_how_long_it_takes(scene):
     for what, done, total, shown in seen:
         assert total == len(CONTENT)
         rate = r"\d\d:\d\d<\d\d:\d\d, +[\d.?]+B/s"
-        assert re.search(rf"{what}: +{100 * done / total:.0f}%\|.*{done}/{total} \[{rate}", shown), shown
+        assert re.search(
+            rf"{what}: +{100 * done / total:.0f}%\|.*{done}/{total} \[{rate}", shown
+        ), shown

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from helpers import composer as composing
-from helpers import drawings, live, panels, plots, widgets
-from helpers.composer import AS_DRAWN, NOTHING, RELATIONS, compose
+from helpers.minicoco import sprites
+from helpers.minicoco.scenes import draw, relation_of
 from helpers.model import CLIP
-from helpers.scenes import draw, relation_of
+from helpers.viz import controls, figures, widgets
+from helpers.viz.controls import AS_DRAWN, NOTHING, RELATIONS, compose
 from tests.tiny import image_tower, text_tower
 from tests.uploads import send
 
@@ -34,7 +34,9 @@ class Model:
         return torch.stack([self.vector(image.tobytes()) for image in images])
 
     def vector(self, content):
-        return F.normalize(torch.randn(16, generator=torch.Generator().manual_seed(zlib.crc32(content))), dim=0)
+        return F.normalize(
+            torch.randn(16, generator=torch.Generator().manual_seed(zlib.crc32(content))), dim=0
+        )
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def box(model, images):
 
 @pytest.fixture
 def composer(model):
-    return composing.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES)
+    return widgets.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +79,9 @@ def test_retrieved_shows_the_nearest_pictures_best_first(model, images):
     figure = widgets.retrieved(model, images, embeds, "a cat")
     cosines = (embeds @ model.encode_texts(["a cat"])[0]).sort(descending=True)
     axes = figure.axes
-    assert [a.get_xlabel().split("cosine ")[1] for a in axes] == [f"{c:.2f}" for c in cosines.values[:5].tolist()]
+    assert [a.get_xlabel().split("cosine ")[1] for a in axes] == [
+        f"{c:.2f}" for c in cosines.values[:5].tolist()
+    ]
     assert [tuple(a.images[0].get_array()[0, 0]) for a in axes] == [
         images[i].getpixel((0, 0)) for i in cosines.indices[:5].tolist()
     ]
@@ -123,7 +127,7 @@ def test_an_error_is_shown_escaped_and_leaves_no_figure():
         return drawn
 
     text = ipywidgets.Text(value="fine", description="Sentence:")
-    box = live.Live(figure, {"sentence": text}, [["sentence"]], height=100)
+    box = controls.Live(figure, {"sentence": text}, [["sentence"]], height=100)
     assert shown(box)
     text.value = "<script>alert(1)</script>"
     assert "&lt;script&gt;" in box.message.value and "<script>" not in box.message.value
@@ -143,7 +147,7 @@ def test_a_sentence_with_markup_is_searched_for_and_shown(box):
 
 def test_captions_and_names_with_markup_are_shown(model):
     captions, names = [MARKUP, "A dog."], ["car", "dog", MARKUP]
-    composer = composing.scene_composer(model, captions, model.encode_texts(captions), names)
+    composer = widgets.scene_composer(model, captions, model.encode_texts(captions), names)
     assert shown(composer)
 
 
@@ -151,7 +155,9 @@ def test_an_error_without_a_word_is_named():
     def figure(sentence):
         raise RuntimeError
 
-    box = live.Live(figure, {"sentence": ipywidgets.Text(description="Sentence:")}, [["sentence"]], height=100)
+    box = controls.Live(
+        figure, {"sentence": ipywidgets.Text(description="Sentence:")}, [["sentence"]], height=100
+    )
     assert "RuntimeError" in box.message.value
 
 
@@ -176,15 +182,26 @@ def test_controls_can_be_named_reached_and_read(name, request):
 
 
 def scene(**changes):
-    values = dict(place="beach", time="day", first="car", colour="red", count=2, relation="above", second="dog",
-                  second_colour="brown")  # fmt: skip
+    values = dict(
+        place="beach",
+        time="day",
+        first="car",
+        colour="red",
+        count=2,
+        relation="above",
+        second="dog",
+        second_colour="brown",
+    )
     return compose(**{**values, **changes})
 
 
 def test_compose_makes_the_scene_asked_for():
     made = scene()
     assert (made.place, made.time) == ("beach", "day")
-    assert [(t.category, t.colour, t.count) for t in made.things] == [("car", "red", 2), ("dog", "brown", 1)]
+    assert [(t.category, t.colour, t.count) for t in made.things] == [
+        ("car", "red", 2),
+        ("dog", "brown", 1),
+    ]
     assert [(t.category, t.colour) for t in scene(second=NOTHING).things] == [("car", "red")]
     assert scene(first="stop sign", colour=AS_DRAWN).things[0].colour is None
 
@@ -196,13 +213,16 @@ def test_compose_puts_things_as_told(told, relation):
 
 def test_described_shows_scene_captions_and_probabilities(model):
     made, embeds, classes = scene(), model.encode_texts(CAPTIONS), model.encode_texts(NAMES)
-    figure = composing.described(model, made, CAPTIONS, embeds, NAMES, classes)
+    figure = widgets.described(model, made, CAPTIONS, embeds, NAMES, classes)
     left, middle, right = figure.axes
     picture = draw(made)[0]
     assert (left.images[0].get_array() == picture).all()
     image = model.encode_images([picture])[0]
     cosines = (embeds @ image).sort(descending=True)
-    nearest = [(f"{c:.2f}", CAPTIONS[i]) for c, i in zip(cosines.values[:5].tolist(), cosines.indices[:5].tolist())]
+    nearest = [
+        (f"{c:.2f}", CAPTIONS[i])
+        for c, i in zip(cosines.values[:5].tolist(), cosines.indices[:5].tolist())
+    ]
     assert [tuple(t.get_text().split("   ")) for t in middle.texts] == nearest
     probabilities = (model.logit_scale.detach().exp() * classes @ image).softmax(0)
     assert [patch.get_width() for patch in right.patches] == pytest.approx(
@@ -212,16 +232,18 @@ def test_described_shows_scene_captions_and_probabilities(model):
 
 
 def test_the_composer_offers_what_can_be_drawn(model):
-    composer = composing.scene_composer(
+    composer = widgets.scene_composer(
         model, CAPTIONS, model.encode_texts(CAPTIONS), ["hair drier", "dog", "parking meter"]
     )
     assert composer.controls["first"].options == ("dog",)
     assert composer.controls["second"].options == (NOTHING, "dog")
     with pytest.raises(ValueError, match="can be drawn"):
-        composing.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), ["hair drier"])
+        widgets.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), ["hair drier"])
 
 
-@pytest.mark.parametrize("name", ["place", "time", "first", "colour", "count", "relation", "second", "second_colour"])
+@pytest.mark.parametrize(
+    "name", ["place", "time", "first", "colour", "count", "relation", "second", "second_colour"]
+)
 def test_every_control_changes_the_scene_and_back(composer, name):
     before, control = shown(composer)[0], composer.controls[name]
     value = control.value
@@ -238,7 +260,7 @@ def test_colours_follow_the_object(composer):
     colour.value = "yellow"
     for name in (*NAMES, "apple"):
         first.value = name
-        expected = [paint or AS_DRAWN for paint in drawings.colours(name)]
+        expected = [paint or AS_DRAWN for paint in sprites.colours(name)]
         assert list(colour.options) == expected and colour.value in expected
         assert colour.disabled == (len(expected) == 1)
         shown(composer)
@@ -262,14 +284,16 @@ def test_a_new_object_is_drawn_once(composer):
 
 def test_the_composer_starts_where_it_is_told_to(model):
     start = {"first": "stop sign", "second": NOTHING, "place": "street", "time": "night"}
-    composer = composing.scene_composer(model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES, start=start)
+    composer = widgets.scene_composer(
+        model, CAPTIONS, model.encode_texts(CAPTIONS), NAMES, start=start
+    )
     assert {name: composer.controls[name].value for name in start} == start
     shown(composer)
 
 
 def test_every_captioned_thing_can_be_composed():
-    for name in drawings.CATEGORIES:
-        for paint in drawings.colours(name):
+    for name in sprites.CATEGORIES:
+        for paint in sprites.colours(name):
             picture = draw(scene(first=name, colour=paint or AS_DRAWN))[0]
             assert picture.mode == "RGB"
 
@@ -284,7 +308,7 @@ def test_pictures_keep_their_height(composer):
 
 
 def test_png_closes_its_figure():
-    assert plots.png(plt.figure()).startswith(b"\x89PNG")
+    assert figures.png(plt.figure()).startswith(b"\x89PNG")
 
 
 # A matrix, a softmax, a picture of one's own
@@ -298,7 +322,7 @@ def test_the_matrix_shows_what_meets_in_a_cell(images):
         matrix.controls[name].value = value
         assert shown(matrix)[0] != before
         before = shown(matrix)[0]
-    figure = panels.matrix_cell(images[:3], CAPTIONS[:4], similarity.numpy(), 3, 1)
+    figure = figures.matrix_cell(images[:3], CAPTIONS[:4], similarity.numpy(), 3, 1)
     text = "\n".join(t.get_text() for t in figure.texts)
     assert "cosine 0.53" in text and CAPTIONS[3] in text
     assert "number 2 of the caption's 3" in text and "number 1 of the picture's 4" in text
@@ -357,14 +381,18 @@ def photo(tmp_path):
 
 def test_a_picture_of_ones_own_is_classified_captioned_and_explained(clip, photo):
     figure = explained(clip, photo)
-    image_embed = clip.encode_images([live.opened(photo)])[0]
+    image_embed = clip.encode_images([controls.opened(photo)])[0]
     best = (clip.encode_texts(WORDED) @ image_embed).sort(descending=True)
     nearest = WORDED[int(best.indices[0])]
     notice = next(text for text in figure.texts if text.get_text() == widgets.DRAWN)
-    assert notice.get_position()[1] == max(text.get_position()[1] for text in figure.texts), "it stands above all else"
+    assert notice.get_position()[1] == max(text.get_position()[1] for text in figure.texts), (
+        "it stands above all else"
+    )
     assert f"“{nearest}”: cosine {best.values[0]:.2f}" in told(figure)
     captions, classes = figure.axes[-2:]
-    assert [t.get_text().split("   ")[1] for t in captions.texts] == [WORDED[i] for i in best.indices.tolist()]
+    assert [t.get_text().split("   ")[1] for t in captions.texts] == [
+        WORDED[i] for i in best.indices.tolist()
+    ]
     assert sum(bar.get_width() for bar in classes.patches) == pytest.approx(1, abs=1e-5)
     assert [t.get_text() for t in figure.axes[2].texts] == nearest.replace("cats", "[UNK]").split()
     plt.close(figure)
@@ -376,7 +404,10 @@ def test_a_picture_of_ones_own_is_classified_captioned_and_explained(clip, photo
 def test_only_a_model_of_drawings_says_so_and_says_so_first(clip, photo):
     first = own(clip, True, photo).children[0]
     assert widgets.DRAWN in first.value
-    assert all(widgets.DRAWN not in getattr(child, "value", "") for child in own(clip, False, photo).children[:-1])
+    assert all(
+        widgets.DRAWN not in getattr(child, "value", "")
+        for child in own(clip, False, photo).children[:-1]
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"plain text", b"GIF89a"])
@@ -401,19 +432,24 @@ def test_ones_own_picture_and_caption_change_what_is_shown(clip, photo):
     third = shown(widget)[0]
     assert len({first, second, third}) == 3
     send(widget.controls["file"], "<b>.png", b"oops")
-    assert "&lt;b&gt;.png is no whole picture" in widget.message.value and widget.picture.value == third
+    assert (
+        "&lt;b&gt;.png is no whole picture" in widget.message.value
+        and widget.picture.value == third
+    )
 
 
 def test_uploads_of_both_versions_of_ipywidgets_are_read():
-    assert live.uploaded({}) is live.uploaded(()) is None
-    seven = {"a.jpg": {"metadata": {"name": "a.jpg"}, "content": b"old"},
-             "b.jpg": {"metadata": {"name": "b.jpg"}, "content": b"new"}}  # fmt: skip
+    assert controls.uploaded({}) is controls.uploaded(()) is None
+    seven = {
+        "a.jpg": {"metadata": {"name": "a.jpg"}, "content": b"old"},
+        "b.jpg": {"metadata": {"name": "b.jpg"}, "content": b"new"},
+    }
     eight = ({"name": "b.jpg", "type": "image/jpeg", "size": 3, "content": memoryview(b"new")},)
     for value in (seven, eight):
-        file = live.uploaded(value)
+        file = controls.uploaded(value)
         assert (file.name, file.read()) == ("b.jpg", b"new")
 
 
 def test_a_large_picture_is_shown_smaller(tmp_path):
     Image.new("RGB", (3000, 1500), "blue").save(tmp_path / "large.jpg")
-    assert live.opened(tmp_path / "large.jpg").size == (800, 400)
+    assert controls.opened(tmp_path / "large.jpg").size == (800, 400)

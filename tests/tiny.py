@@ -10,8 +10,15 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, Vi
 from helpers.encoders import ImageTower, TextTower
 from helpers.model import CLIP
 
-WORDS = "a red blue dog cat bus runs sleeps on the beach street near two three big small and".split()
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+WORDS = (
+    "a red blue dog cat bus runs sleeps on the beach street near two three big small and".split()
+)
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 def image_tower(seed=0, size=16, mean=0.5, **shape):
@@ -22,7 +29,9 @@ def image_tower(seed=0, size=16, mean=0.5, **shape):
 
 def text_tower(seed=0, max_length=12, words=WORDS, **shape):
     torch.manual_seed(seed)
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    vocab = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    }
     config = BertConfig(**{**SMALL, **shape}, vocab_size=64)
     return TextTower(BertModel(config, False), BertTokenizerFast(vocab=vocab), max_length)
 
@@ -38,7 +47,10 @@ def write_dataset(root, images=10):
         pixels = rng.integers(0, 256, (24 + i, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "val2017" / name)
         listed.append({"id": i + 100, "file_name": name, "height": 24 + i, "width": 40})
-        for caption in ["a dog", *(" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2))]:
+        for caption in [
+            "a dog",
+            *(" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2)),
+        ]:
             annotations.append({"id": len(annotations), "image_id": i + 100, "caption": caption})
     data = {"info": {}, "licenses": [], "images": listed, "annotations": annotations}
     (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))

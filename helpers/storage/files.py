@@ -1,0 +1,52 @@
+"""What a run uses: which data, which towers, how many images. Everything else in the course takes a `Profile`.
+
+`smoke` is for tests (seconds), `mini` is the default (two CPU cores, offline), `coco-val` fits a small GPU,
+`coco` is the full COCO 2017.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextmanager
+def replace_when_complete(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder under; only when all is written does it become `path`.
+
+    An error leaves what was there before and nothing else; a killed process leaves a hidden `.<name>.<process>.tmp`.
+    Raises OSError, with the file and what helps, where there is no room or no permission.
+    """
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{os.getpid()}{end}.tmp") for end in ("", ".old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if path.is_dir():  # a folder cannot be replaced in one go
+            os.replace(path, old)
+        os.replace(partial, path)
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        fix = "Free some disk space, or make its folder writable, and run this again"
+        raise OSError(
+            f"{path} could not be written ({reason}). {fix}: what was finished before is kept."
+        ) from error
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for rest in (partial, old):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """The file is there in full or not at all; its folder is made where it is missing. Raises OSError as above."""
+    with replace_when_complete(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)

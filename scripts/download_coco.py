@@ -1,0 +1,32 @@
+"""Fetches COCO 2017: python -m scripts.download_coco --profile coco-val"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from helpers.config import get_profile
+from helpers.storage.download import download
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fetch what a profile needs of COCO 2017 into data/coco, or into the folder that CLIP_COCO_DIR names."""
+    parser = argparse.ArgumentParser("python -m scripts.download_coco", description=main.__doc__)
+    parser.add_argument(
+        "--profile", default="coco-val", help="coco-val (1.1 GB to fetch) or coco (20 GB)"
+    )
+    parser.add_argument("--delete-zips", action="store_true", help="each as soon as it is unpacked")
+    args = parser.parse_args(argv)
+    try:
+        profile = get_profile(args.profile)
+        download(profile, args.delete_zips)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print(
+        f"{profile.data}: "
+        + ("rendered by notebook 01, nothing to fetch" if profile.rendered else "complete")
+    )
+
+
+if __name__ == "__main__":
+    main()

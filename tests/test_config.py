@@ -1,0 +1,70 @@
+"""Profiles: names, sizes, paths, and what the environment changes."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import config
+from helpers.config import ROOT, get_profile, machine, pick_device, seed_everything
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("CLIP_PROFILE", "CLIP_COCO_DIR", "CLIP_DEVICE", "CLIP_RESULTS", "CLIP_TRAINED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini", "coco-val", "coco"])
+def test_every_profile_is_complete(name):
+    profile = get_profile(name)
+    assert profile.name == name and profile.cache == ROOT / "data/cache" / name
+    assert profile.train_images is None or profile.train_images > profile.dev_images
+    assert profile.seeds >= 1 and profile.head_epochs >= 1 and profile.max_length == 64
+
+
+def test_mini_is_the_default_and_the_environment_wins(monkeypatch):
+    assert get_profile().name == "mini"
+    monkeypatch.setenv("CLIP_PROFILE", "smoke")
+    assert get_profile().name == get_profile("coco").name == "smoke"
+
+
+def test_unknown_profile_lists_the_known_ones(monkeypatch):
+    with pytest.raises(ValueError, match="PROFILE is 'big'.*smoke, mini, coco-val, coco"):
+        get_profile("big")
+    monkeypatch.setenv("CLIP_PROFILE", "huge")
+    with pytest.raises(ValueError, match="CLIP_PROFILE is 'huge'"):
+        get_profile("mini")
+
+
+def test_paths_follow_the_environment(monkeypatch, tmp_path):
+    assert get_profile("mini").results == ROOT / "data/results"
+    assert get_profile("smoke").results == ROOT / "data/results/smoke"
+    assert get_profile("mini").trained == ROOT / "assets"
+    monkeypatch.setenv("CLIP_COCO_DIR", str(tmp_path))
+    monkeypatch.setenv("CLIP_RESULTS", str(tmp_path / "results"))
+    assert get_profile("coco").data == get_profile("coco-val").data == tmp_path
+    monkeypatch.setenv("CLIP_TRAINED", str(tmp_path / "trained"))
+    assert get_profile("mini").results == tmp_path / "results"
+    assert get_profile("mini").trained == tmp_path / "trained"
+    assert get_profile("smoke").trained == get_profile("smoke").cache
+
+
+def test_device(monkeypatch):
+    assert pick_device().type in ("cpu", "cuda")
+    monkeypatch.setenv("CLIP_DEVICE", "meta")
+    assert pick_device() == torch.device("meta")
+
+
+def test_machine_says_what_was_measured_on(monkeypatch):
+    told = machine()
+    assert set(told) == {"cpu", "cores", "gpu"} and told["cpu"] and told["cores"] >= 1
+    monkeypatch.setattr(config.Path, "read_text", lambda self: (_ for _ in ()).throw(OSError()))
+    assert isinstance(machine()["cpu"], str)
+
+
+def test_same_seed_same_numbers():
+    draws = []
+    for _ in range(2):
+        seed_everything(7)
+        draws.append((np.random.rand(), torch.rand(1).item()))
+    assert draws[0] == draws[1]
