@@ -1,6 +1,8 @@
 """The captions of MiniCOCO: sentences about a scene, and which scenes a sentence fits.
 
-A caption is a sentence and its claim: what must be true of a picture for the sentence to fit it.
+A caption is a sentence and its facts: what must be true of an image for the sentence to fit it,
+{"objects": [(category, colour or None, count), …], "relation": [a, relation, b] or None,
+"place": … or None, "time": … or None}.
 """
 
 from __future__ import annotations
@@ -10,24 +12,18 @@ import random
 
 import numpy as np
 
+from helpers.minicoco import TABLES
 from helpers.minicoco.backgrounds import PLACES, TIMES
 from helpers.minicoco.scenes import Scene, relation_of
 from helpers.minicoco.sprites import CATEGORIES, COLOURS
 
-RELATIONS = {
-    "left": ("to the left of", "left of", "on the left of"),
-    "right": ("to the right of", "right of"),
-    "above": ("above", "higher up than"),
-    "below": ("below", "under"),
-    "near": ("next to", "beside", "near"),
-}
+RELATIONS = TABLES["relations"]
 NUMBERS = {2: "two", 3: "three"}
 
 
 def noun_phrase(rng: random.Random, category: str, colour: str | None, count: int) -> str:
-    """A noun with its number and colour: "a red car", "two gray cats", "a pair of orange scissors"."""
-    one, many = rng.choice(CATEGORIES[category][5].split()).replace("_", " ").split("/")
-    noun = one if count == 1 else many
+    """A noun with its number and colour: "two gray cats", "a pair of orange scissors"."""
+    noun = rng.choice(CATEGORIES[category]["nouns"])[count > 1]
     if colour:
         head, of, rest = noun.rpartition("of ")
         noun = f"{head}{of}{colour} {rest}"
@@ -37,10 +33,11 @@ def noun_phrase(rng: random.Random, category: str, colour: str | None, count: in
 
 
 def setting(rng: random.Random, scene: Scene, place: bool, time: bool) -> str:
-    """Where and when: "on the beach at sunset", or as much of it as is told."""
-    phrases = PLACES[scene.place][0].split("|")
-    hour = TIMES[scene.time] or rng.choice(("during the day", "in daylight"))
-    return " ".join(([rng.choice(phrases)] if place else []) + ([hour] if time else []))
+    """Where and when: "on the beach at sunset", or as much of it as the caption says."""
+    hours = TIMES[scene.time]["phrases"]
+    hour = rng.choice(hours) if len(hours) > 1 else hours[0]
+    phrases = [rng.choice(PLACES[scene.place]["phrases"])] if place else []
+    return " ".join(phrases + [hour] if time else phrases)
 
 
 def listed(phrases: list[str]) -> str:
@@ -48,105 +45,135 @@ def listed(phrases: list[str]) -> str:
 
 
 def caption(rng: random.Random, scene: Scene, detail: int) -> tuple[str, dict]:
-    """One sentence about the scene and its claim. Detail 0 tells everything, 4 is the tersest."""
-    things = rng.sample(scene.things, len(scene.things))
-    alone = len(things) == 1
-    place, time, coloured, relate = True, True, [True] * len(things), not alone
+    """One sentence about the scene and its facts. Detail 0 says everything, 4 is the tersest."""
+    facts = chosen_facts(rng, scene, detail)
+    text = sentence(rng, scene, facts)
+    if facts["relation"] and facts["relation"][1] == "near":
+        facts["relation"] = None  # near is what anybody calls near: no fact
+    return text, facts
+
+
+def chosen_facts(rng: random.Random, scene: Scene, detail: int) -> dict:
+    """What a caption of this detail says of the scene."""
+    objects = rng.sample(scene.objects, len(scene.objects))
+    alone = len(objects) == 1
+    place, time, coloured, relate = True, True, [True] * len(objects), not alone
     if detail == 1:
         time = rng.random() < 0.5
-        coloured = [rng.random() < 0.6 for _ in things]
+        coloured = [rng.random() < 0.6 for _ in objects]
     elif detail == 2:
-        things, time, relate = things[:2], rng.random() < 0.4, relate and rng.random() < 0.5
+        objects = objects[:2]
+        time = rng.random() < 0.4
+        relate = relate and rng.random() < 0.5
     elif detail == 3:
-        coloured = [False] * len(things)
-        place, time, relate = (
-            alone or rng.random() < 0.7,
-            alone or rng.random() < 0.4,
-            relate and rng.random() < 0.4,
-        )
+        coloured = [False] * len(objects)
+        place = alone or rng.random() < 0.7
+        time = alone or rng.random() < 0.4
+        relate = relate and rng.random() < 0.4
     elif detail == 4:
-        pair = not alone and rng.random() < 0.8
-        things, relate = things[: 2 if pair else 1], False
-        place, time = (
-            (rng.random() < 0.5, rng.random() < 0.2) if pair else (True, rng.random() < 0.7)
-        )
-    relation = relation_of(*things[:2]) if relate else None
-    mentions = [(t.category, t.colour if c else None, t.count) for t, c in zip(things, coloured)]
-    claim = {
-        "things": mentions,
-        "relation": [things[0].category, relation, things[1].category]
-        if relation not in (None, "near")
-        else None,
+        pair, relate = not alone and rng.random() < 0.8, False
+        objects = objects[: 2 if pair else 1]
+        place = rng.random() < 0.5 if pair else True
+        time = rng.random() < (0.2 if pair else 0.7)
+    relation = None
+    if relate:
+        a, b = objects[:2]
+        relation = [a.category, relation_of(a, b), b.category]
+    colours = [o.colour if named else None for o, named in zip(objects, coloured)]
+    return {
+        "objects": [(o.category, colour, o.count) for o, colour in zip(objects, colours)],
+        "relation": relation,
         "place": scene.place if place else None,
         "time": scene.time if time else None,
     }
-    nouns = [noun_phrase(rng, *m) for m in mentions]
-    where = setting(rng, scene, place, time)
-    verb = "are" if mentions[0][2] > 1 or (not relation and len(nouns) > 1) else "is"
-    if relation:
-        word = rng.choice(RELATIONS[relation])
+
+
+def sentence(rng: random.Random, scene: Scene, facts: dict) -> str:
+    """The facts in one of five ways to say them."""
+    nouns = [noun_phrase(rng, *mention) for mention in facts["objects"]]
+    where = setting(rng, scene, bool(facts["place"]), bool(facts["time"]))
+    related = facts["relation"] is not None
+    there = "are" if facts["objects"][0][2] > 1 else "is"
+    verb = there if related or len(nouns) == 1 else "are"
+    if related:
+        word = rng.choice(RELATIONS[facts["relation"][1]])
         rest = f", with {listed(nouns[2:])}" if len(nouns) > 2 else ""
-        body, clause = (
-            f"{nouns[0]} {word} {nouns[1]}{rest}",
-            f"{nouns[0]} {verb} {word} {nouns[1]}{rest}",
-        )
+        body = f"{nouns[0]} {word} {nouns[1]}{rest}"
+        clause = f"{nouns[0]} {verb} {word} {nouns[1]}{rest}"
     else:
         body = clause = listed(nouns)
-    there = "are" if mentions[0][2] > 1 else "is"
     style = rng.randrange(5)
     if style == 0 or (style == 3 and not where):
         text = f"there {there} {body} {where}"
     elif style == 1:
-        text = f"{rng.choice(('a picture of', 'an image of', 'a drawing of', 'a scene with'))} {body} {where}"
-    elif style == 2 and where and not (relation and len(nouns) > 2):
-        text = f"{clause} {where}" if relation else f"{body} {verb} {where}"
-    elif style == 3 and where:
-        text = f"{where}, {'there ' + there + ' ' if not relation else ''}{clause}"
+        text = f"{rng.choice(TABLES['introductions'])} {body} {where}"
+    elif style == 2 and where and not (related and len(nouns) > 2):
+        text = f"{clause} {where}" if related else f"{body} {verb} {where}"
+    elif style == 3:
+        text = f"{where}, {clause}" if related else f"{where}, there {there} {clause}"
     else:
         text = f"{body} {where}"
-    text = " ".join(text.split())
-    return text[0].upper() + text[1:] + ".", claim
+    return text.strip().capitalize() + "."
 
 
-def fits(scenes: list[Scene], claims: list[dict]) -> np.ndarray:
-    """True where a caption's claim holds in a scene: bool `[captions, scenes]`."""
-    names, shades = list(CATEGORIES), [None, *COLOURS]
-    count, shade = (np.zeros((len(scenes), len(names)), np.int8) for _ in range(2))
-    xy = np.full((len(scenes), len(names), 2), np.nan, np.float32)
+def caption_and_foil(rng: random.Random, scene: Scene, kind: str) -> tuple[str, str]:
+    """A true caption and the same words with colours ("binding") or objects ("order") swapped."""
+    a, b = scene.objects
+    where = setting(rng, scene, place=True, time=False)
+    if kind == "binding":
+
+        def phrase(o, colour):  # one seed: the same noun in both sentences
+            return noun_phrase(random.Random(o.category), o.category, colour, 1)
+
+        true = f"{phrase(a, a.colour)} and {phrase(b, b.colour)} {where}."
+        foil = f"{phrase(a, b.colour)} and {phrase(b, a.colour)} {where}."
+    else:
+        first, second = (noun_phrase(rng, o.category, None, 1) for o in (a, b))
+        relation = RELATIONS[relation_of(a, b)][0]
+        true = f"{first} {relation} {second} {where}."
+        foil = f"{second} {relation} {first} {where}."
+    return true.capitalize(), foil.capitalize()
+
+
+def fits(scenes: list[Scene], caption_facts: list[dict]) -> np.ndarray:
+    """True where all facts of a caption hold in a scene: bool `[captions, scenes]`."""
+    column = {name: c for c, name in enumerate(CATEGORIES)}
+    colour_id = {colour: k for k, colour in enumerate([None, *COLOURS])}
+    count, colours = (np.zeros((len(scenes), len(column)), np.int8) for _ in range(2))
+    xy = np.full((len(scenes), len(column), 2), np.nan, np.float32)
     for i, scene in enumerate(scenes):
-        for t in scene.things:
-            c = names.index(t.category)
-            count[i, c], shade[i, c], xy[i, c] = t.count, shades.index(t.colour), (t.x, t.y)
+        for o in scene.objects:
+            c = column[o.category]
+            count[i, c], colours[i, c], xy[i, c] = o.count, colour_id[o.colour], (o.x, o.y)
     places, times = np.array([s.place for s in scenes]), np.array([s.time for s in scenes])
-    table = np.ones((len(claims), len(scenes)), bool)
-    for row, claim in zip(table, claims):
-        for category, colour, number in claim["things"]:
-            c = names.index(category)
+    table = np.ones((len(caption_facts), len(scenes)), bool)
+    for row, facts in zip(table, caption_facts):
+        for category, colour, number in facts["objects"]:
+            c = column[category]
             row &= count[:, c] == number
             if colour:
-                row &= shade[:, c] == shades.index(colour)
-        if claim["place"]:
-            row &= places == claim["place"]
-        if claim["time"]:
-            row &= times == claim["time"]
-        if claim["relation"]:
-            a, relation, b = claim["relation"]
-            axis, sign = (
-                (0 if relation in ("left", "right") else 1),
-                (1 if relation in ("left", "above") else -1),
-            )
-            row &= sign * (xy[:, names.index(b), axis] - xy[:, names.index(a), axis]) > 0
+                row &= colours[:, c] == colour_id[colour]
+        if facts["place"]:
+            row &= places == facts["place"]
+        if facts["time"]:
+            row &= times == facts["time"]
+        if facts["relation"]:
+            a, relation, b = facts["relation"]
+            axis = 0 if relation in ("left", "right") else 1
+            gap = xy[:, column[b], axis] - xy[:, column[a], axis]  # nan where one is missing
+            row &= gap > 0 if relation in ("left", "above") else gap < 0
     return table
 
 
 def ceiling(table: np.ndarray, owner: np.ndarray, ks=(1, 5, 10)) -> dict[str, float]:
     """Expected recall of a perfect retriever, ties in random order.
 
-    table: bool `[M, N]` from `fits`; owner: int `[M]`, each caption's own image. Returns "text_to_image/recall@k" and
-    "image_to_text/recall@k" (found when any of the image's captions is among the first k), between 0 and 1.
+    table: bool `[M, N]` from `fits`; owner: int `[M]`, each caption's own image. Returns
+    "text_to_image/recall@k" and "image_to_text/recall@k" (a hit when any of the image's captions is
+    among the first k), between 0 and 1.
     """
-    images_of = table.sum(1)  # images that a caption fits
-    captions_of = table.sum(0)  # captions that fit an image, its own among them
+    images_of = table.sum(1)  # [M], images that a caption fits
+    captions_of = table.sum(0)  # [N], captions that fit an image, its own among them
     own = np.bincount(owner, minlength=table.shape[1])
     result = {}
     for k in ks:
