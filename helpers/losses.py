@@ -1,9 +1,8 @@
 """The two contrastive losses as formulas, on one device.
 
-Row i of `image_embeds` and row i of `text_embeds` are a picture and its caption, L2-normalised by whoever made them.
+Row i of `image_embeds` and row i of `text_embeds` are an image and its caption. Whoever made them
+has divided each by its length.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,11 @@ import torch.nn.functional as F
 def same_image(embeds, image_ids=None):
     """Which captions of the batch describe which images.
 
-    embeds [B, E] gives size and device; image_ids [B] gives the image of each row (None: every row is another image).
-    Returns bool [B, B], True on the diagonal and wherever two rows share an image.
+    embeds [B, E] gives size and device; image_ids [B] gives the image of each row (None: every row
+    is another image). Returns bool [B, B], True on the diagonal and wherever two rows share an
+    image.
+
+    Taught in notebook 03, "The loss as code".
     """
     if image_ids is None:
         image_ids = torch.arange(len(embeds))
@@ -24,9 +26,11 @@ def same_image(embeds, image_ids=None):
 def clip_loss(image_embeds, text_embeds, logit_scale, image_ids=None):
     """Symmetric InfoNCE: each image must find its caption in the batch, each caption its image.
 
-    image_embeds, text_embeds [B, E]; logit_scale [] is the logarithm of the factor on the cosines; image_ids [B]:
-    captions of the same image share the probability mass. In nats; about ln B untrained, 0 for B = 1.
-    Radford et al. 2021, figure 3.
+    image_embeds, text_embeds [B, E]; logit_scale [] is the logarithm of the factor on the cosines;
+    image_ids [B]: captions of the same image share the probability mass. The loss is in nats: about
+    ln B untrained, 0 for B = 1. Radford et al. 2021, figure 3.
+
+    Taught in notebook 03, "The loss as code".
     """
     logits = logit_scale.exp() * image_embeds @ text_embeds.T  # [B, B]
     targets = same_image(logits, image_ids).to(logits.dtype)
@@ -39,12 +43,15 @@ def clip_loss(image_embeds, text_embeds, logit_scale, image_ids=None):
 def siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, image_ids=None):
     """Sigmoid loss: each of the B x B pairs is a yes-or-no question of its own.
 
-    image_embeds, text_embeds [B, E]; logit_scale [] is the logarithm of the factor on the cosines and starts at ln 10,
-    logit_bias [] at -10; image_ids [B]: captions of the same image are positives too. The sum over all pairs is
-    divided by B, not by B². Zhai et al. 2023, equation 1.
+    image_embeds, text_embeds [B, E]; logit_scale [] is the logarithm of the factor on the cosines
+    and starts at ln 10, logit_bias [] at -10; image_ids [B]: captions of the same image are
+    positives too. The sum over all pairs is divided by B, not by B². Zhai et al. 2023, equation 1.
+
+    Taught in notebook 05, "The loss as code".
     """
-    logits = logit_scale.exp() * image_embeds @ text_embeds.T + logit_bias  # [B, B]
-    signs = (
-        2 * same_image(logits, image_ids).to(logits.dtype) - 1
-    )  # +1 for a pair, -1 for all others
+    # A sum of B² terms needs more than 16 bits.
+    dtype = torch.promote_types(image_embeds.dtype, torch.float32)
+    image_embeds, text_embeds = image_embeds.to(dtype), text_embeds.to(dtype)
+    logits = logit_scale.to(dtype).exp() * image_embeds @ text_embeds.T + logit_bias  # [B, B]
+    signs = 2 * same_image(logits, image_ids).to(dtype) - 1  # +1 for a pair, -1 for all others
     return -F.logsigmoid(signs * logits).sum() / len(logits)
