@@ -1,7 +1,8 @@
-"""Frozen embeddings: every picture and every distinct caption goes through its tower once, and the result is kept.
+"""Frozen embeddings: each image and each distinct caption goes through its tower once.
 
-The cache is a folder of shards named after all that shapes an embedding: weights, data, preprocessing. A changed input
-asks for another folder, so it never meets a stale one; a killed run goes on where its last finished shard ends.
+The cache is a folder of shards named after all that shapes an embedding: weights, data,
+preprocessing. A changed input asks for another folder, so it never meets a stale one; a killed run
+goes on where its last finished shard ends.
 """
 
 from __future__ import annotations
@@ -10,34 +11,29 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from helpers.config import pick_device
-from helpers.data import WORKERS, CaptionedImages, prefetch
-from helpers.encoders import ImageTower, TextTower, weights_digest
+from helpers.data import prefetch
+from helpers.encoders import settings, weights_digest
 from helpers.storage.files import replace_when_complete
-from helpers.storage.images import open_image
 
-ON_CPU = 32  # pictures or captions that one thread of a CPU embeds at a time, beside others: each core on its own
-Batch = tuple[np.ndarray, dict[str, Tensor]]  # row numbers [B] and the tower's inputs for them
+ON_CPU = 32  # images or captions that one core embeds at a time, beside the others
 
 
 @dataclass
 class Embeddings:
-    """The frozen features of a set of captioned pictures, all on the CPU in float32."""
+    """The frozen features of a set of captioned images, all on the CPU in float32."""
 
     image_embeds: Tensor  # [N, D_image]
     text_embeds: Tensor  # [M, D_text], one row per caption
@@ -47,244 +43,197 @@ class Embeddings:
 
 
 def extract_embeddings(
-    image_tower: ImageTower,
-    text_tower: TextTower,
-    dataset: CaptionedImages,
-    cache: Path,
-    batch_size: int = 128,
-    shard_size: int = 2048,
-    progress: bool = True,
+    image_tower, text_tower, dataset, cache, batch_size=128, shard_size=2048, progress=True
 ) -> Embeddings:
-    """Embed all pictures and captions of a dataset, or read what an earlier run has left in `cache`.
+    """Embed all images and captions of CaptionedImages, or read what a run has left in `cache`.
 
-    Runs on the GPU in mixed precision when there is one. A shard of the cache holds `shard_size` rows; one that is
-    missing, cut short or altered is computed again.
+    Runs on the GPU in mixed precision when there is one. A shard of the cache holds `shard_size`
+    rows; one that is missing or cut short is computed again. Raises ValueError for captions that
+    the text tower's tokenizer does not know.
     """
     captions, owner = dataset.all_captions()
     texts, rows = _distinct(captions)
-    image_key = {
-        "data": dataset.fingerprint(),
-        "ids": _digest(np.asarray(dataset.image_ids).tobytes()),
-    }
+    image_ids = np.asarray(dataset.image_ids)
+    image_key = {"data": dataset.fingerprint(), "ids": _digest(image_ids.tobytes())}
     text_key = {"texts": _digest(json.dumps(texts).encode())}
-    options = {"batch_size": batch_size, "shard_size": shard_size, "progress": progress}
-    return Embeddings(
-        image_embeds=_embed_images(
-            image_tower, dataset, _folder(cache, "images", image_tower, image_key), **options
-        ),
-        text_embeds=_embed_texts(
-            text_tower, texts, _folder(cache, "captions", text_tower, text_key), **options
-        )[rows],
-        owner=torch.as_tensor(owner),
-        image_ids=torch.as_tensor(dataset.image_ids),
-        captions=captions,
-    )
+    image_folder = Path(cache, f"images-{_key(image_tower, image_key)}")
+    text_folder = Path(cache, f"captions-{_key(text_tower, text_key)}")
+    if not text_folder.is_dir():
+        refuse_unknown_words(text_tower, texts)
+    sizes = {"batch_size": batch_size, "shard_size": shard_size, "progress": progress}
+    image_embeds = _embed(image_tower, dataset, _image_batches, folder=image_folder, **sizes)
+    text_embeds = _embed(text_tower, texts, _text_batches, folder=text_folder, **sizes)[rows]
+    owner, image_ids = torch.as_tensor(owner), torch.as_tensor(image_ids)
+    return Embeddings(image_embeds, text_embeds, owner, image_ids, captions)
 
 
-def embed_images(
-    tower: ImageTower, images, batch_size: int = 128, progress: bool = False
-) -> Tensor:
-    """Embed pictures without a cache: a dataset, or a list of PIL images or paths, to float32 [N, D] on the CPU."""
-    return _embed_images(tower, images, None, batch_size, progress=progress)
+def embed_images(tower, images, batch_size=128, progress=False) -> Tensor:
+    """Embed images without a cache: float32 [N, D] on the CPU.
+
+    images: CaptionedImages or LabelledImages, or a list of PIL images.
+    """
+    return _embed(tower, images, _image_batches, batch_size, progress=progress)
 
 
-def embed_texts(
-    tower: TextTower, texts: list[str], batch_size: int = 128, progress: bool = False
-) -> Tensor:
-    """Embed captions without a cache, each distinct one once: M strings to float32 [M, D] on the CPU."""
+def embed_texts(tower, texts, batch_size=128, progress=False) -> Tensor:
+    """Embed captions without a cache, each distinct one once: M strings to float32 [M, D]."""
     distinct, rows = _distinct(texts)
-    return _embed_texts(tower, distinct, None, batch_size, progress=progress)[rows]
+    return _embed(tower, distinct, _text_batches, batch_size, progress=progress)[rows]
+
+
+def embed_batches(tower, batches):
+    """Send batches through a frozen tower: yields each one's rows and embeddings, in order.
+
+    batches: pairs of row numbers [B] and the tower's inputs by name. The embeddings [B, D] are on
+    the tower's device. On a GPU in mixed precision; on a CPU one batch a core, each in one thread,
+    since cores that share a batch wait for each other in every operation.
+    Taught in notebook 02, "Extraction: every picture and every caption once".
+    """
+    device = next(tower.parameters()).device
+    cores = torch.get_num_threads()
+
+    @torch.inference_mode()
+    def embed(batch):
+        rows, inputs = batch
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        if device.type == "cuda":
+            inputs = {name: t.pin_memory() for name, t in inputs.items()}
+        inputs = {name: t.to(device, non_blocking=True) for name, t in inputs.items()}
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            return rows, tower(**inputs)
+
+    if device.type != "cpu":
+        yield from map(embed, batches)
+        return
+    try:
+        yield from prefetch(embed, batches, workers=cores, ahead=cores)
+    finally:
+        torch.set_num_threads(cores)
+
+
+def refuse_unknown_words(tower, texts: list[str]) -> None:
+    """ValueError where the tokenizer does not know a fifth of the words of a thousand captions.
+
+    A folder without tokenizer files gives a vocabulary of five.
+    """
+    some = texts[:: max(1, len(texts) // 1000)]
+    tokenizer = tower.tokenizer
+    ids = tower.tokenize(some)["input_ids"]
+    unknown = ids == tokenizer.unk_token_id  # [B, T]
+    aside = set(tokenizer.all_special_tokens)
+    tokens = tokenizer.convert_ids_to_tokens(ids.flatten().tolist())
+    known = [t for t in tokens if t not in aside and not t.startswith("##")]
+    share = unknown.sum().item() / (unknown.sum().item() + len(known))
+    if share >= 0.2:
+        examples = [some[i][:80] for i in unknown.any(dim=1).nonzero().flatten()[:3]]
+        raise ValueError(
+            f"The text tower's vocabulary of {len(tokenizer):,} lacks {share:.0%} of the captions' "
+            f"words, as in {examples}: is its vocab.txt or tokenizer.json missing or another "
+            "model's, or are the captions in another language?"
+        )
+
+
+def _image_batches(tower, images, shards, batch_size):
+    """The images of these shards, batch by batch, decoded in the background."""
+
+    def load(rows):
+        opened = (
+            images.image(i, size=tower.size) if hasattr(images, "image") else images[i]
+            for i in rows.tolist()
+        )
+        return rows, {"pixel_values": torch.stack([tower.preprocess(image) for image in opened])}
+
+    return prefetch(load, (rows for shard in shards for rows in shard.split(batch_size)))
+
+
+def _text_batches(tower, texts, shards, batch_size):
+    """The texts of these shards: in each, those of one length together, cut to the longest."""
+
+    def tokenize(rows):
+        return rows, tower.tokenize([texts[i] for i in rows.tolist()])
+
+    # One thread: a tokenizer is not safe in two.
+    for rows, tokens in prefetch(tokenize, shards, workers=1):
+        lengths = tokens["attention_mask"].sum(dim=1)
+        for part in lengths.argsort().split(batch_size):
+            width = lengths[part].max()
+            yield rows[part], {name: t[part, :width] for name, t in tokens.items()}
 
 
 def _distinct(texts: list[str]) -> tuple[list[str], Tensor]:
-    """The distinct texts, shortest first so that batches need little padding, and for each text its row in them."""
+    """The distinct texts, shortest first, so that batches need little padding; and their rows."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     row = {text: i for i, text in enumerate(distinct)}
     return distinct, torch.tensor([row[text] for text in texts], dtype=torch.long)
 
 
-def _embed_images(tower, images, folder, batch_size, shard_size=2048, progress=False) -> Tensor:
-    batch_size = _at_once(batch_size)
-
-    def load(rows: np.ndarray) -> list[Batch]:
-        pictures = [tower.preprocess(_open(images, int(i), tower.size)) for i in rows]
-        return [(rows, {"pixel_values": torch.stack(pictures)})]  # uint8 [B, 3, H, W]
-
-    def units(shard: np.ndarray) -> list[np.ndarray]:
-        return [shard[i : i + batch_size] for i in range(0, len(shard), batch_size)]
-
-    return _embed(
-        tower, len(images), load, units, folder, batch_size, shard_size, progress and "images"
-    )
-
-
-def _embed_texts(tower, texts, folder, batch_size, shard_size=2048, progress=False) -> Tensor:
-    batch_size = _at_once(batch_size)
-
-    def load(rows: np.ndarray) -> list[Batch]:
-        tokens = tower.tokenize([texts[i] for i in rows])
-        lengths = tokens["attention_mask"].sum(dim=1)
-        batches = []
-        for batch in lengths.argsort().split(
-            batch_size
-        ):  # texts of one length together, cut to the longest
-            width = int(lengths[batch].max())
-            batches.append(
-                (rows[batch.numpy()], {name: t[batch, :width] for name, t in tokens.items()})
-            )
-        return batches
-
-    # A whole shard at a time, so that there is something to sort; one thread, since a tokenizer is not thread-safe.
-    name = progress and "captions"
-    return _embed(
-        tower,
-        len(texts),
-        load,
-        lambda shard: [shard],
-        folder,
-        batch_size,
-        shard_size,
-        name,
-        workers=1,
-    )
-
-
-def _at_once(batch_size: int) -> int:
-    return min(batch_size, ON_CPU) if pick_device().type == "cpu" else batch_size
-
-
-def _open(images, i: int, size: int) -> Image.Image:
-    if hasattr(images, "image"):
-        return images.image(i, size=size)
-    return images[i] if isinstance(images[i], Image.Image) else open_image(images[i], size=size)
-
-
-def _embed(
-    tower: nn.Module,
-    count: int,
-    load: Callable[[np.ndarray], list[Batch]],
-    units: Callable[[np.ndarray], list[np.ndarray]],
-    folder: Path | None,
-    batch_size: int,
-    shard_size: int,
-    progress: str | bool,
-    workers: int = WORKERS,
-) -> Tensor:
-    """Fill [count, D] shard by shard, from the cache where it has them; `units` cuts a shard into what `load` loads."""
-    output = torch.empty(count, tower.dim)
-    shards = [
-        np.arange(start, min(start + shard_size, count)) for start in range(0, count, shard_size)
-    ]
-    missing = [rows for rows in shards if folder is None or not _read_shard(folder, rows, output)]
+def _embed(tower, data, make_batches, batch_size, folder=None, shard_size=2048, progress=False):
+    """All embeddings [N, D], shard by shard, from the cache in `folder` where it has them."""
+    if pick_device().type == "cpu":
+        batch_size = min(batch_size, ON_CPU)
+    output = torch.empty(len(data), tower.dim)
+    shards = [rows for rows in torch.arange(len(data)).split(shard_size) if len(rows)]
+    missing = [rows for rows in shards if folder is None or not _read(folder, rows, output)]
     if not missing:
         return output
-    total = sum(map(len, missing))
-    bar = tqdm(
-        total=count,
-        initial=count - total,
-        desc=progress or None,
-        file=sys.stdout,
-        disable=not progress,
-    )
-    loading = prefetch(load, (unit for rows in missing for unit in units(rows)), workers)
-    with bar, closing(loading), _frozen(tower) as device, _forwards(tower, loading, device) as done:
+    name = "images" if make_batches is _image_batches else "captions"
+    bar = {"desc": name, "file": sys.stdout, "disable": not progress}
+    there = len(data) - sum(map(len, missing))
+    with (
+        tqdm(total=len(data), initial=there, **bar) as bar,
+        _frozen(tower),
+        closing(make_batches(tower, data, missing, batch_size)) as batches,
+        closing(embed_batches(tower, batches)) as embedded,
+    ):
         for rows in missing:
             parts = []
-            for batch, features in islice(done, math.ceil(len(rows) / batch_size)):
-                parts.append((batch, features))
-                bar.update(len(batch))
-            for (
-                batch,
-                features,
-            ) in parts:  # only now, so that a GPU is never waited for between two batches
-                output[batch] = features.float().cpu()
+            for part in islice(embedded, math.ceil(len(rows) / batch_size)):
+                parts.append(part)
+                bar.update(len(part[0]))
+            # Only now, so that a GPU is never waited for between two batches.
+            for batch, embeds in parts:
+                output[batch] = embeds.float().cpu()
             if folder is not None:
-                _write_shard(folder, rows, output)
+                with replace_when_complete(_path(folder, rows)) as partial:
+                    save_file({"features": output[rows]}, partial)
     return output
 
 
 @contextmanager
-def _forwards(
-    tower: nn.Module, loading: Iterable[list[Batch]], device: torch.device
-) -> Iterator[Iterator]:
-    """Each batch's row numbers with its features, in order.
-
-    On a CPU one batch a core, each in one thread: cores that share a batch wait for each other in every operation.
-    """
-
-    def forward(batch: Batch) -> tuple[np.ndarray, Tensor]:
-        return batch[0], _forward(tower, batch[1], device)
-
-    batches, threads = chain.from_iterable(loading), torch.get_num_threads()
-    if device.type != "cpu":
-        yield map(forward, batches)
-        return
-    try:
-        alone = partial(torch.set_num_threads, 1)
-        with closing(prefetch(forward, batches, threads, threads, alone)) as done:
-            yield done
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _frozen(tower: nn.Module) -> Iterator[torch.device]:
+def _frozen(tower):
     """The tower on the best device and in eval mode; afterwards each module as it was."""
-    home, modes = (
-        next(tower.parameters()).device,
-        [(module, module.training) for module in tower.modules()],
-    )
-    device = pick_device()
+    home = next(tower.parameters()).device
+    modes = [(module, module.training) for module in tower.modules()]
     try:
-        tower.to(device).eval()
-        yield device
+        yield tower.to(pick_device()).eval()
     finally:
         tower.to(home)
         for module, mode in modes:
             module.training = mode
 
 
-@torch.inference_mode()
-def _forward(tower: nn.Module, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        inputs = {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
-    with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
-        return tower(**{name: t.to(device) for name, t in inputs.items()})
-
-
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _folder(cache: Path, kind: str, tower: nn.Module, data: dict) -> Path:
-    """The folder of the shards that this tower makes of this data."""
-    key = {"weights": weights_digest(tower), "settings": tower.settings(), **data}
-    return Path(cache) / f"{kind}-{_digest(json.dumps(key, sort_keys=True).encode())[:24]}"
+def _key(tower, data: dict) -> str:
+    """Names all that shapes the embeddings that this tower makes of this data."""
+    key = {"weights": weights_digest(tower), "settings": settings(tower), **data}
+    return _digest(json.dumps(key, sort_keys=True).encode())[:24]
 
 
-def _shard_path(folder: Path, rows: np.ndarray) -> Path:
+def _path(folder: Path, rows: Tensor) -> Path:
     return folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.safetensors"
 
 
-def _write_shard(folder: Path, rows: np.ndarray, output: Tensor) -> None:
-    """Keep output[rows] with its checksum: the file is there in full or not at all."""
-    features = output[rows[0] : rows[-1] + 1]
-    with replace_when_complete(_shard_path(folder, rows)) as partial:
-        save_file({"features": features}, partial, metadata={"sha256": _digest(features.numpy())})
-
-
-def _read_shard(folder: Path, rows: np.ndarray, output: Tensor) -> bool:
-    """Fill output[rows] from the cache; False where there is no shard, or one that its checksum disowns."""
-    path = _shard_path(folder, rows)
+def _read(folder: Path, rows: Tensor, output: Tensor) -> bool:
+    """Fill output[rows] from the cache; False where there is no whole shard of this shape."""
     try:
-        with safe_open(path, framework="pt") as shard:
-            features, expected = shard.get_tensor("features"), shard.metadata()["sha256"]
-    except (OSError, SafetensorError, KeyError, TypeError):
+        features = load_file(_path(folder, rows))["features"]
+    except (OSError, SafetensorError, KeyError):
         return False
-    place = output[rows[0] : rows[-1] + 1]
-    if (features.dtype, features.shape) != (place.dtype, place.shape) or _digest(
-        features.numpy()
-    ) != expected:
+    if features.shape != output[rows].shape:
         return False
-    place.copy_(features)  # tensors of a safetensors file can be unaligned; ours is not
+    output[rows] = features
     return True
