@@ -1,147 +1,30 @@
-"""The dual encoder: two towers that may be left out, and two small heads that map both into one space."""
-
-from __future__ import annotations
+"""The dual encoder: two towers, which may be left out, and two small heads into one space."""
 
 import hashlib
 import json
 import math
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from helpers.encoders import read_image_tower, read_text_tower, weights_digest
+from helpers.encoders import read_image_tower, read_text_tower, save_tower, weights_digest
 from helpers.storage.files import atomic_write
+from helpers.storage.images import open_image
 
 LOGIT_SCALE = math.log(1 / 0.07)  # where CLIP's starts
 MAX_LOGIT_SCALE = math.log(100)  # cosines are never multiplied by more than 100
 SIGLIP_START = {"logit_scale": math.log(10), "logit_bias": -10.0}  # Zhai et al. 2023, section 3.2
 
 
-class ProjectionHead(nn.Sequential):
-    """LayerNorm, Linear, GELU, Dropout, Linear: features [B, in_dim] to [B, embed_dim], not normalised.
-
-    The hidden layer is as wide as the output, and dropout drops hidden units: with frozen towers the heads see the
-    same features again and again, and unseen images gain from it.
-    """
-
-    def __init__(self, in_dim, embed_dim, dropout=0.1):
-        super().__init__(
-            nn.LayerNorm(in_dim),
-            nn.Linear(in_dim, embed_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(embed_dim, embed_dim),
-        )
-
-
-class CLIP(nn.Module):
-    """Two heads and a temperature, with the towers in front of them when they are given.
-
-    image_dim, text_dim: widths of the features; embed_dim: width E of the common space. `logit_scale` is the logarithm
-    of the factor on the cosines and starts at ln(1 / 0.07). Radford et al. 2021, section 2.4. With a `logit_bias` it is
-    a SigLIP model (see SIGLIP_START); without one there is no such parameter.
-    """
-
-    def __init__(
-        self,
-        image_dim,
-        text_dim,
-        embed_dim=256,
-        image_tower=None,
-        text_tower=None,
-        logit_scale=LOGIT_SCALE,
-        logit_bias=None,
-    ):
-        super().__init__()
-        for kind, tower, dim in (("image", image_tower, image_dim), ("text", text_tower, text_dim)):
-            if tower is not None and tower.dim != dim:
-                raise ValueError(
-                    f"the {kind} tower is {tower.dim} wide, its head {dim}: use the tower of this head"
-                )
-        self.image_tower, self.text_tower = image_tower, text_tower
-        self.image_head = ProjectionHead(image_dim, embed_dim)
-        self.text_head = ProjectionHead(text_dim, embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
-        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
-        self.dims = {"image_dim": image_dim, "text_dim": text_dim, "embed_dim": embed_dim}
-
-    def project_image(self, features):
-        """Image features [B, image_dim] to unit vectors [B, E]."""
-        return F.normalize(self.image_head(features), dim=-1)
-
-    def project_text(self, features):
-        """Text features [B, text_dim] to unit vectors [B, E]."""
-        return F.normalize(self.text_head(features), dim=-1)
-
-    def encode_image(self, pixel_values):
-        """Pixels [B, 3, H, W] to unit vectors [B, E]."""
-        return self.project_image(self.image_tower(pixel_values))
-
-    def encode_text(self, input_ids, attention_mask):
-        """Tokens [B, T] to unit vectors [B, E]."""
-        return self.project_text(self.text_tower(input_ids, attention_mask))
-
-    def logits(self):
-        """What the loss takes besides the embeddings: logit_scale [] and, for SigLIP, logit_bias []."""
-        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-        return {"logit_scale": self.logit_scale, **bias}
-
-    def forward(self, batch):
-        """A batch to what the losses take. Each side is raw, or as features [B, D] that a frozen tower has made.
-
-        pixel_values [B, 3, H, W] or image_features; input_ids and attention_mask [B, T] or text_features.
-        """
-        if "image_features" in batch:
-            image_embeds = self.project_image(batch["image_features"])
-        else:
-            image_embeds = self.encode_image(batch["pixel_values"])
-        if "text_features" in batch:
-            text_embeds = self.project_text(batch["text_features"])
-        else:
-            text_embeds = self.encode_text(batch["input_ids"], batch["attention_mask"])
-        return {"image_embeds": image_embeds, "text_embeds": text_embeds, **self.logits()}
-
-    def encode_images(self, images, batch_size=64):
-        """A list of PIL images to unit vectors [N, E] on the CPU, in evaluation mode."""
-
-        def encode(batch):
-            pixel_values = torch.stack([self.image_tower.preprocess(image) for image in batch])
-            return self.encode_image(pixel_values.to(self.logit_scale.device))
-
-        return self._encode_batches(encode, images, batch_size)
-
-    def encode_texts(self, texts, batch_size=64):
-        """A list of sentences to unit vectors [N, E] on the CPU, in evaluation mode."""
-        if isinstance(texts, str):
-            raise TypeError(f"encode_texts takes a list of sentences: write [{texts!r}]")
-
-        def encode(batch):
-            tokens = self.text_tower.tokenize(batch)
-            return self.encode_text(
-                **{name: ids.to(self.logit_scale.device) for name, ids in tokens.items()}
-            )
-
-        return self._encode_batches(encode, texts, batch_size)
-
-    def _encode_batches(self, encode, items, batch_size):
-        with evaluating(self):
-            parts = [
-                encode(items[i : i + batch_size]).float().cpu()
-                for i in range(0, len(items), batch_size)
-            ]
-        # Joined outside, so that the result is an ordinary tensor that a probe can be trained on.
-        return torch.cat([torch.empty(0, self.dims["embed_dim"]), *parts])
-
-
 @contextmanager
 def training_mode(module, mode=True):
-    """Training mode inside; afterwards each part of the module is back in its own mode, frozen towers too."""
+    """Training mode inside; afterwards each part of the module is back in its own mode."""
     modes = [(part, part.training) for part in module.modules()]
     module.train(mode)
     try:
@@ -158,106 +41,193 @@ def evaluating(module):
         yield
 
 
+class ProjectionHead(nn.Sequential):
+    """LayerNorm, Linear, GELU, Dropout, Linear: features [B, in_dim] to [B, embed_dim].
+
+    The output is not normalised. The hidden layer is as wide as the output, and dropout drops
+    hidden units: with frozen towers the heads see the same features again and again, and unseen
+    images gain from it.
+
+    Taught in notebook 03, "The model".
+    """
+
+    def __init__(self, in_dim, embed_dim, dropout=0.1):
+        super().__init__(
+            nn.LayerNorm(in_dim),
+            nn.Linear(in_dim, embed_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(embed_dim, embed_dim),
+        )
+
+
+class CLIP(nn.Module):
+    """Two heads and a temperature, with the towers in front of them where they are given.
+
+    image_dim, text_dim: widths of the features; embed_dim: width E of the common space.
+    `logit_scale` is the logarithm of the factor on the cosines and starts at ln(1 / 0.07). Radford
+    et al. 2021, section 2.4. With a `logit_bias` it is a SigLIP model (see SIGLIP_START); without
+    one there is no such parameter.
+
+    Taught in notebook 03, "The model".
+    """
+
+    def __init__(
+        self,
+        image_dim,
+        text_dim,
+        embed_dim=256,
+        image_tower=None,
+        text_tower=None,
+        logit_scale=LOGIT_SCALE,
+        logit_bias=None,
+    ):
+        super().__init__()
+        self.dims = {"image_dim": image_dim, "text_dim": text_dim, "embed_dim": embed_dim}
+        self.image_tower, self.text_tower = image_tower, text_tower
+        self.image_head = ProjectionHead(image_dim, embed_dim)
+        self.text_head = ProjectionHead(text_dim, embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
+
+    def project_image(self, features):  # [B, image_dim] -> [B, E], unit vectors
+        return F.normalize(self.image_head(features), dim=-1)
+
+    def project_text(self, features):  # [B, text_dim] -> [B, E], unit vectors
+        return F.normalize(self.text_head(features), dim=-1)
+
+    def encode_image(self, pixel_values):  # [B, 3, H, W] -> [B, E]
+        return self.project_image(self.image_tower(pixel_values))
+
+    def encode_text(self, input_ids, attention_mask):  # [B, T] -> [B, E]
+        return self.project_text(self.text_tower(input_ids, attention_mask))
+
+    def logits(self):
+        """What the loss takes besides the embeddings: logit_scale [], for SigLIP logit_bias []."""
+        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        return {"logit_scale": self.logit_scale, **bias}
+
+    def forward(self, batch):
+        """A batch to what the losses take. Each side is raw, or the features of a frozen tower.
+
+        pixel_values [B, 3, H, W] or image_features [B, D]; input_ids and attention_mask [B, T] or
+        text_features [B, D].
+        """
+        if "image_features" in batch:
+            image_embeds = self.project_image(batch["image_features"])
+        else:
+            image_embeds = self.encode_image(batch["pixel_values"])
+        if "text_features" in batch:
+            text_embeds = self.project_text(batch["text_features"])
+        else:
+            text_embeds = self.encode_text(batch["input_ids"], batch["attention_mask"])
+        return {"image_embeds": image_embeds, "text_embeds": text_embeds, **self.logits()}
+
+    def encode_images(self, images, batch_size=64):
+        """A path, a PIL image or a list of either to unit vectors [N, E] on the CPU."""
+
+        def encode(batch):
+            opened = [open_image(item) if isinstance(item, (str, Path)) else item for item in batch]
+            pixels = torch.stack([self.image_tower.preprocess(image) for image in opened])
+            return self.encode_image(pixels.to(self.logit_scale.device))
+
+        single = isinstance(images, (str, Path, Image.Image))
+        return self.in_batches(encode, [images] if single else images, batch_size)
+
+    def encode_texts(self, texts, batch_size=64):
+        """A sentence or a list of sentences to unit vectors [N, E] on the CPU."""
+
+        def encode(batch):
+            tokens = self.text_tower.tokenize(batch)
+            device = self.logit_scale.device
+            return self.encode_text(**{name: ids.to(device) for name, ids in tokens.items()})
+
+        return self.in_batches(encode, [texts] if isinstance(texts, str) else texts, batch_size)
+
+    def in_batches(self, encode, items, batch_size):
+        """encode(items) batch by batch, in evaluation mode."""
+        with evaluating(self):
+            starts = range(0, len(items), batch_size)
+            parts = [encode(items[i : i + batch_size]).float().cpu() for i in starts]
+        # Joined outside, so that the result is an ordinary tensor that a probe can be trained on.
+        return torch.cat([torch.empty(0, self.dims["embed_dim"]), *parts])
+
+
 def head_state(model):
-    """Copies of the tensors that are trained over frozen towers: both heads, logit_scale and logit_bias, by name."""
-    own = (
-        item
-        for item in model.state_dict().items()
-        if not item[0].startswith(("image_tower.", "text_tower."))
-    )
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in own
-    }
+    """Copies of the tensors that are trained over frozen towers: both heads, scale and bias."""
+    towers = ("image_tower.", "text_tower.")
+    own = {name: t for name, t in model.state_dict().items() if not name.startswith(towers)}
+    return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in own.items()}
 
 
 def save_heads(model, folder, meta):
-    """Write heads.safetensors and heads.json (dims, `meta`, digest of the weights) into `folder`, each atomically."""
+    """Write heads.safetensors and heads.json (dims, `meta`, digest of the weights), atomically."""
     weights = save(head_state(model))
     about = {**model.dims, "sha256": hashlib.sha256(weights).hexdigest(), "meta": meta}
+    text = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     atomic_write(Path(folder, "heads.safetensors"), weights)
-    atomic_write(
-        Path(folder, "heads.json"),
-        json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
-    )
+    atomic_write(Path(folder, "heads.json"), text)
 
 
 def load_heads(folder, image_tower=None, text_tower=None):
     """Read what save_heads wrote: (CLIP in evaluation mode, meta).
 
-    FileNotFoundError when a file is missing; ValueError when one is damaged, from another save, or of other shapes.
+    FileNotFoundError when a file is missing; ValueError when one is damaged or from another save,
+    or when the tensors are not those that heads.json describes.
     """
-    json_path, path = Path(folder) / "heads.json", Path(folder) / "heads.safetensors"
-    fix = "delete the folder and save the heads again"
+    json_path, path = Path(folder, "heads.json"), Path(folder, "heads.safetensors")
     for needed in (json_path, path):
         if not needed.is_file():
-            raise FileNotFoundError(
-                f"{needed} is missing: train heads in notebook 03 and keep them with save_heads"
-            )
+            raise FileNotFoundError(f"{needed} is missing: train heads in notebook 03")
+    fix = "delete the folder and train the heads again"
     try:
         about = json.loads(json_path.read_text(encoding="utf-8"))
-        dims = {name: int(about[name]) for name in ("image_dim", "text_dim", "embed_dim")}
+        dims = {name: about[name] for name in ("image_dim", "text_dim", "embed_dim")}
         meta, digest = about["meta"], about["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{json_path} does not describe heads ({error!r}): {fix}") from error
     weights = path.read_bytes()
-    try:
-        state = load(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}): {fix}") from error
+    if hashlib.sha256(weights).hexdigest() != digest:
+        raise ValueError(f"{path} is damaged, or not the file that {json_path} belongs to: {fix}")
+    state = load(weights)
     start = {"logit_bias": 0.0} if "logit_bias" in state else {}
     model = CLIP(**dims, image_tower=image_tower, text_tower=text_tower, **start)
-    asked = {name: list(tensor.shape) for name, tensor in head_state(model).items()}
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(asked.keys() | found.keys()):
-        if asked.get(name) != found.get(name):
-            raise ValueError(
-                f"{path}: {name} is {found.get(name)}, {json_path} asks for {asked.get(name)}: {fix}"
-            )
-    if hashlib.sha256(weights).hexdigest() != digest:
-        raise ValueError(f"{path} is not the file that {json_path} was saved with: {fix}")
-    model.load_state_dict(
-        state, strict=False
-    )  # copies into aligned memory; the towers bring their own weights
+    if shapes(state) != shapes(head_state(model)):
+        raise ValueError(f"{path} holds other shapes than {json_path} describes: {fix}")
+    model.load_state_dict(state, strict=False)  # the towers bring their own weights
     return model.eval(), meta
 
 
+def shapes(state):
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
 def save_model(model, folder, meta, tuned=("image_tower", "text_tower")):
-    """The whole model as one folder: the heads, and each tower of `tuned` in a folder that transformers reads too."""
+    """The model as one folder: its heads, and each tower of `tuned` as transformers reads it."""
     for name in tuned:
-        getattr(model, name).save(Path(folder, name))
+        save_tower(getattr(model, name), Path(folder, name))
     digests = {name: weights_digest(getattr(model, name)) for name in tuned}
     save_heads(model, folder, meta | {"tuned": list(tuned), "digests": digests})
 
 
 def load_model(folder, image_tower=None, text_tower=None, max_length=64):
-    """Read what save_model wrote: (CLIP in evaluation mode, meta). A tower that was not tuned has to be given.
+    """Read what save_model wrote: (CLIP in evaluation mode, meta).
 
-    ValueError, with the file and the fix, when a tower is neither there nor given, damaged, or from another save.
+    A tower that was not tuned has to be given. ValueError, with the folder and the fix, when a
+    tower is neither there nor given, damaged, or from another save.
     """
-    read = {
-        "image_tower": read_image_tower,
-        "text_tower": partial(read_text_tower, max_length=max_length),
-    }
-    towers = {"image_tower": image_tower, "text_tower": text_tower}
+    image_path, text_path = Path(folder, "image_tower"), Path(folder, "text_tower")
     fix = f"delete {folder} and train the model again"
-    for name in towers:
-        path = Path(folder, name)
-        if path.is_dir():
-            try:
-                towers[name] = read[name](path)
-            except (OSError, SafetensorError) as error:
-                raise ValueError(
-                    f"{path / 'model.safetensors'} cannot be read ({error}): {fix}"
-                ) from error
-        if towers[name] is None:
-            raise ValueError(
-                f"{folder} holds no {name}, since it was not tuned: give the one that it was trained with"
-            )
-    model, meta = load_heads(folder, **towers)
+    try:
+        image_tower = read_image_tower(image_path) if image_path.is_dir() else image_tower
+        text_tower = read_text_tower(text_path, max_length) if text_path.is_dir() else text_tower
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"a tower in {folder} cannot be read ({error}): {fix}") from error
+    for name, tower in (("image_tower", image_tower), ("text_tower", text_tower)):
+        if tower is None:
+            raise ValueError(f"{folder} holds no {name}: give the one that it was trained with")
+    model, meta = load_heads(folder, image_tower, text_tower)
     for name, digest in meta.get("digests", {}).items():
-        if weights_digest(towers[name]) != digest:
-            raise ValueError(
-                f"{Path(folder, name)} does not hold the weights that {folder} was saved with: {fix}"
-            )
+        if weights_digest(getattr(model, name)) != digest:
+            raise ValueError(f"{Path(folder, name)} does not hold the weights saved there: {fix}")
     return model, meta

@@ -250,7 +250,7 @@ def test_a_pickle_in_place_of_heads_is_refused_unread(tmp_path, trap):
     file, marker = trap
     save_heads(CLIP(3, 4, embed_dim=8), tmp_path / "heads", {})
     (tmp_path / "heads/heads.safetensors").write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match="heads.safetensors is not a safetensors file .*delete"):
+    with pytest.raises(ValueError, match="heads.safetensors is damaged, or not the file .*delete"):
         load_heads(tmp_path / "heads")
     assert not marker.exists()
 
@@ -263,7 +263,7 @@ def test_a_pickle_in_a_tuned_tower_is_refused_unread(tmp_path, trap, tower, name
     save_model(model, tmp_path / "finetuned", {})
     (tmp_path / "finetuned" / tower / "model.safetensors").unlink()
     (tmp_path / "finetuned" / tower / name).write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match=f"{tower}/model.safetensors cannot be read .*delete"):
+    with pytest.raises(ValueError, match="a tower in .* cannot be read .*delete"):
         load_model(tmp_path / "finetuned", max_length=12)
     assert not marker.exists()
 

@@ -10,15 +10,10 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, Vi
 from helpers.encoders import ImageTower, TextTower
 from helpers.model import CLIP
 
-WORDS = (
-    "a red blue dog cat bus runs sleeps on the beach street near two three big small and".split()
-)
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-}
+SENTENCE = "a red blue dog cat bus runs sleeps on the beach street near two three big small and"
+WORDS = SENTENCE.split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
 
 
 def image_tower(seed=0, size=16, mean=0.5, **shape):
@@ -29,35 +24,31 @@ def image_tower(seed=0, size=16, mean=0.5, **shape):
 
 def text_tower(seed=0, max_length=12, words=WORDS, **shape):
     torch.manual_seed(seed)
-    vocab = {
-        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
-    }
+    vocab = {word: i for i, word in enumerate([*SPECIAL, *words])}
     config = BertConfig(**{**SMALL, **shape}, vocab_size=64)
     return TextTower(BertModel(config, False), BertTokenizerFast(vocab=vocab), max_length)
 
 
 def write_dataset(root, images=10):
-    """Genuine COCO layout: every image has three captions of different length, the first of which all images share."""
+    """COCO's layout: three captions an image, of different length; all images share the first."""
     rng = np.random.default_rng(0)
     (root / "val2017").mkdir(parents=True)
     (root / "annotations").mkdir()
-    listed, annotations = [], []
+    rows, annotations = [], []
     for i in range(images):
         name = f"{i + 100:012d}.jpg"
         pixels = rng.integers(0, 256, (24 + i, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "val2017" / name)
-        listed.append({"id": i + 100, "file_name": name, "height": 24 + i, "width": 40})
-        for caption in [
-            "a dog",
-            *(" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2)),
-        ]:
+        rows.append({"id": i + 100, "file_name": name, "height": 24 + i, "width": 40})
+        others = (" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2))
+        for caption in ["a dog", *others]:
             annotations.append({"id": len(annotations), "image_id": i + 100, "caption": caption})
-    data = {"info": {}, "licenses": [], "images": listed, "annotations": annotations}
+    data = {"info": {}, "licenses": [], "images": rows, "annotations": annotations}
     (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
 
 
 def deep_model():
-    """A CLIP of towers with three layers, a grid of 4 × 4 patches and words in pieces: something for maps to show."""
+    """A CLIP of three layers a tower and 4 × 4 patches: something for maps to show."""
     shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
     towers = image_tower(size=32, **shape), text_tower(words=[*WORDS, "##s", "##es"], **shape)
     torch.manual_seed(0)
