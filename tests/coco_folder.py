@@ -1,10 +1,10 @@
-"""A folder in COCO 2017's layout for tests: JPEGs of every kind that COCO holds, and annotations with its own keys."""
-
-import json
+"""A folder in COCO 2017's layout: JPEGs of every kind that COCO holds, all of its annotations."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
+
+from tests.coco_files import image_entry, write_annotations
 
 CATEGORIES = {  # COCO's 80, by supercategory, in the order of their ids
     "person": "person",
@@ -12,8 +12,8 @@ CATEGORIES = {  # COCO's 80, by supercategory, in the order of their ids
     "outdoor": "traffic light, fire hydrant, stop sign, parking meter, bench",
     "animal": "bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe",
     "accessory": "backpack, umbrella, handbag, tie, suitcase",
-    "sports": "frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, "
-    "tennis racket",
+    "sports": "frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, "
+    "skateboard, surfboard, tennis racket",
     "kitchen": "bottle, wine glass, cup, fork, knife, spoon, bowl",
     "food": "banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake",
     "furniture": "chair, couch, potted plant, bed, dining table, toilet",
@@ -24,109 +24,81 @@ CATEGORIES = {  # COCO's 80, by supercategory, in the order of their ids
 UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 SIZES = [(640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (333, 500), (612, 612)]
 KINDS = ["plain", "plain", "greyscale", "CMYK", "EXIF", "progressive"]
-SHOWN = ["dog", "cat", "bus", "car", "boat", "pizza", "couch", "bed"]
-COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
-PLACES = [
-    "on the beach",
-    "in the kitchen",
-    "on a street",
-    "in the snow",
-    "on a grass field",
-    "in a living room",
-]
+NOUNS = "dog cat bus car boat pizza couch bed".split()
+COLOURS = "red green blue yellow white black".split()
+PLACES = "on the beach, in the kitchen, on a street, in the snow, on a field, in a room".split(", ")
+CAPTIONS = """A {0} {1} {2}.
+A {1} {2} next to a person with a cup.
+a {1} {2}
+There is a {0} {1} {2} and someone looks at it from far away
+The {1} is {0}. """.splitlines()
 
 
 def categories():
     names = [(kind, name) for kind, names in CATEGORIES.items() for name in names.split(", ")]
-    ids = [k for k in range(1, 91) if k not in UNUSED]
-    return [
-        {"supercategory": kind, "id": k, "name": name}
-        for k, (kind, name) in zip(ids, names, strict=True)
-    ]
+    ids = sorted(set(range(1, 91)) - UNUSED)
+    return [{"supercategory": s, "id": k, "name": n} for k, (s, n) in zip(ids, names, strict=True)]
 
 
 def write_coco(root, images=64, folder="val2017", seed=0):
-    """`images` photographs with five captions each, and with boxes, polygons and a crowd here and there."""
+    """`images` photographs with five captions each, boxes, polygons and a crowd here and there."""
     rng, kinds = np.random.default_rng(seed), categories()
     number = {c["name"]: c["id"] for c in kinds}
     (root / folder).mkdir(parents=True)
-    (root / "annotations").mkdir(exist_ok=True)
     listed, captions, objects = [], [], []
     for i in range(images):
-        image_id, (width, height), kind = (
-            139 + 1097 * i,
-            SIZES[i % len(SIZES)],
-            KINDS[i % len(KINDS)],
-        )
-        name, colour, place = (
-            words[int(rng.integers(len(words)))] for words in (SHOWN, COLOURS, PLACES)
-        )
+        image_id, (width, height) = 139 + 1097 * i, SIZES[i % len(SIZES)]
+        noun, colour, place = (str(rng.choice(words)) for words in (NOUNS, COLOURS, PLACES))
         w, h = int(width * rng.uniform(0.4, 0.6)), int(height * rng.uniform(0.4, 0.6))
         x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-        picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
-            (width, height)
-        )
-        ImageDraw.Draw(picture).ellipse([x, y, x + w, y + h], fill=colour)
-        _save(picture, root / folder / f"{image_id:012d}.jpg", kind)
-        listed.append({
-            "license": 4, "file_name": f"{image_id:012d}.jpg", "height": height, "width": width, "id": image_id,
-            "coco_url": f"http://images.cocodataset.org/{folder}/{image_id:012d}.jpg",
-            "date_captured": "2013-11-14 17:02:52", "flickr_url": f"http://farm7.staticflickr.com/6116/{image_id}_z.jpg",
-        })  # fmt: skip
-        told = [
-            f"A {colour} {name} {place}.",
-            f"A {name} {place} next to a person with a cup.",
-            f"a {name} {place}",
-            f"There is a {colour} {name} {place} and someone looks at it from far away",
-            f"The {name} is {colour}. ",
-        ]
+        noise = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        image = noise.resize((width, height))
+        ImageDraw.Draw(image).ellipse([x, y, x + w, y + h], fill=colour)
+        _save(image, root / folder / f"{image_id:012d}.jpg", KINDS[i % len(KINDS)])
+        listed.append(image_entry(image_id, width, height, folder))
         captions += [
-            {"image_id": image_id, "id": 37 + 5 * i + k, "caption": text}
-            for k, text in enumerate(told)
+            {
+                "image_id": image_id,
+                "id": 37 + 5 * i + k,
+                "caption": text.format(colour, noun, place),
+            }
+            for k, text in enumerate(CAPTIONS)
         ]
         ring = [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]
-        found = [(name, [ring], [x, y, w, h], w * h / 2, 0)]
-        found += [
-            ("person", [[2, 2, 30, 2, 30, 40, 2, 40]], [2.0, 2.0, 28.0, 38.0], 28.0 * 38, 0)
-        ] * (i % 3)
-        if i % 9 == 0:  # a crowd: run lengths, not packed, as COCO writes them
-            crowd = np.zeros((height, width), np.uint8, order="F")
-            crowd[-20:, :50] = 1
-            runs = np.diff(
-                np.flatnonzero(np.diff(crowd.flatten(order="F"), prepend=2, append=2))
-            ).tolist()
-            runs = {"counts": [0, *runs] if crowd[0, 0] else runs, "size": [height, width]}
-            assert rle.decode(rle.frPyObjects(runs, height, width)).sum() == 1000
-            found.append(("person", runs, [0, height - 20, 50, 20], 1000, 1))
+        found = [(noun, [ring], [x, y, w, h], w * h / 2, 0)]
+        person = [[2, 2, 30, 2, 30, 40, 2, 40]], [2.0, 2.0, 28.0, 38.0], 28.0 * 38
+        found += [("person", *person, 0)] * (i % 3)
+        if i % 9 == 0:
+            found.append(("person", *_crowd(width, height), 1))
         for name, where, box, area, crowd in found:
             objects.append({
-                "segmentation": where, "area": area, "iscrowd": crowd, "image_id": image_id, "bbox": box,
-                "category_id": number[name], "id": 900_000 + len(objects),
+                "segmentation": where, "area": area, "iscrowd": crowd, "image_id": image_id,
+                "bbox": box, "category_id": number[name], "id": 900_000 + len(objects),
             })  # fmt: skip
-    about = {
-        "info": {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0", "year": 2017,
-                 "contributor": "COCO Consortium", "date_created": "2017/09/01"},
-        "licenses": [{"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"}],
-        "images": [listed[i] for i in rng.permutation(images)],
-    }  # fmt: skip
-    for file, parts in {
-        f"captions_{folder}.json": {
-            "annotations": [captions[k] for k in rng.permutation(len(captions))]
-        },
-        f"instances_{folder}.json": {"annotations": objects, "categories": kinds},
-    }.items():
-        (root / "annotations" / file).write_text(json.dumps({**about, **parts}))
+    listed = [listed[i] for i in rng.permutation(images)]
+    captions = [captions[k] for k in rng.permutation(len(captions))]
+    write_annotations(root, f"captions_{folder}.json", listed, captions)
+    write_annotations(root, f"instances_{folder}.json", listed, objects, categories=kinds)
 
 
-def _save(picture, path, kind):
+def _crowd(width, height):
+    """Run lengths, not packed, as COCO writes them, of a strip below; its box and area."""
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[-20:, :50] = 1
+    flat = mask.flatten(order="F")
+    counts = np.diff(np.flatnonzero(np.diff(flat, prepend=2, append=2))).tolist()
+    runs = {"counts": counts, "size": [height, width]}
+    assert rle.decode(rle.frPyObjects(runs, height, width)).sum() == 1000
+    return runs, [0, height - 20, 50, 20], 1000
+
+
+def _save(image, path, kind):
     """As a camera, a scanner or a print shop would."""
-    if kind == "greyscale":
-        picture.convert("L").save(path)
-    elif kind == "CMYK":
-        picture.convert("CMYK").save(path)
-    elif kind == "EXIF":  # the camera was held upright: stored lying on its side, with a note
-        exif = Image.Exif()
+    exif = Image.Exif()
+    if kind == "EXIF":
+        # The camera was held upright: stored lying on its side, with a note.
         exif[0x0112] = 6
-        picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-    else:
-        picture.save(path, progressive=kind == "progressive")
+        image = image.transpose(Image.Transpose.ROTATE_90)
+    elif kind in ("greyscale", "CMYK"):
+        image = image.convert("L" if kind == "greyscale" else kind)
+    image.save(path, progressive=kind == "progressive", exif=exif)

@@ -1,23 +1,17 @@
 """Fixtures that several test files share."""
 
-import dataclasses
-
 import pytest
 
 from helpers.config import get_profile
 from tests.coco_folder import write_coco
-from tests.coco_val import hub_cache
 
 LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_browser.py"]
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first: `make test` runs two at a time, and at its end neither waits long for the other."""
-    items.sort(
-        key=lambda item: (
-            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
-        )
-    )
+    """The longest files first: two processes run the tests, and neither waits long at the end."""
+    order = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +24,8 @@ def smoke(tmp_path_factory):
         trained = folder / "trained"
         results = folder / "results"
 
-    profile = get_profile("smoke")
-    values = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
-    return Elsewhere(**{**values, "data": folder / "minicoco-smoke"})
+    values = {**vars(get_profile("smoke")), "data": folder / "minicoco-smoke"}
+    return Elsewhere(**values)
 
 
 @pytest.fixture(scope="module")
@@ -46,4 +39,6 @@ def coco(tmp_path_factory):
 @pytest.fixture(scope="module")
 def full_cache(tmp_path_factory):
     """The hub's cache with ViTConfig() and BertConfig(): 86 and 110 million weights."""
+    from tests.coco_val import hub_cache
+
     return hub_cache(tmp_path_factory.mktemp("full-hub"))

@@ -1,99 +1,53 @@
-"""COCO's annotation files: read once, whole, into flat arrays that worker processes share."""
+"""COCO's annotation files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from multiprocessing.reduction import ForkingPickler
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import torch
 
 from helpers.storage.download import WHERE
 
-
-class Captions(NamedTuple):
-    """A captions file as flat arrays: no Python object per caption, so that workers share the memory."""
-
-    digest: str  # SHA-256 of the file
-    image_ids: np.ndarray  # [N] int64, ascending
-    files: np.ndarray  # [N] file names
-    starts: np.ndarray  # [N+1] image i has the captions starts[i] … starts[i+1]-1, by annotation id
-    offsets: np.ndarray  # [M+1] caption c is utf8[offsets[c]:offsets[c+1]]
-    utf8: np.ndarray  # uint8
+FIX = "Delete it and fetch or render it again."
+STRANGER = f"Is it an annotation file of COCO 2017? {WHERE}"
 
 
-def read_captions(path) -> Captions:
-    """Reads annotations/captions_*.json. Raises FileNotFoundError or ValueError naming what is missing in it."""
+def read_captions(path) -> tuple[dict[int, str], dict[int, list[str]], str]:
+    """Reads annotations/captions_*.json; full COCO takes seconds.
+
+    Returns {image id: file name} and {image id: captions by annotation id}, both by ascending
+    image id, and the file's SHA-256. An image may be without captions. Raises FileNotFoundError
+    or ValueError with what is wrong in which file.
+    """
     data, digest = read_json(path, "images", "annotations")
-    images, annotations = data["images"], data["annotations"]
     try:
-        image_ids = np.array([image["id"] for image in images], np.int64)
-        files = np.array([image["file_name"] for image in images], np.str_)
-        owners = np.array([annotation["image_id"] for annotation in annotations], np.int64)
-        order = np.lexsort(
-            (np.array([annotation["id"] for annotation in annotations], np.int64), owners)
-        )
-        texts = [annotations[k]["caption"].encode("utf-8", "surrogatepass") for k in order]
+        images = sorted((image["id"], image["file_name"]) for image in data["images"])
+        files = dict(images)
+        captions = {image_id: [] for image_id in files}
+        for row in sorted(data["annotations"], key=lambda row: row["id"]):
+            captions.setdefault(row["image_id"], []).append(row["caption"])
     except KeyError as error:
-        raise ValueError(
-            f"{path}: an entry lacks {error}. Is it a captions_*.json of COCO 2017? {WHERE}"
-        ) from None
-    rows = np.argsort(image_ids)
-    image_ids, owners = image_ids[rows], owners[order]
-    if len(twice := image_ids[1:][np.diff(image_ids) == 0]):
-        raise ValueError(
-            f"{path}: image {twice[0]} is listed twice under `images`. Fetch or render the file again."
-        )
-    if len(strays := np.setdiff1d(owners, image_ids)):
-        raise ValueError(
-            f"{path}: image {strays[0]} has captions but is not under `images`. Fetch or render it again."
-        )
-    return Captions(
-        digest,
-        image_ids,
-        files[rows],
-        starts=np.append(np.searchsorted(owners, image_ids), len(owners)),
-        offsets=np.cumsum([0, *map(len, texts)]),
-        utf8=np.frombuffer(
-            bytearray().join(texts), np.uint8
-        ),  # of a bytearray: PyTorch warns of what is read-only
-    )
-
-
-_sent: dict[str, list[torch.Tensor]] = {}  # digest → the arrays, as PyTorch shares them
-
-
-def _send(table: Captions):
-    """To a spawned worker: as tensors, which PyTorch holds once for all processes. Forked workers share anyway."""
-    if table.digest not in _sent:
-        _sent[table.digest] = [torch.from_numpy(array.view(np.uint8)) for array in table[1:]]
-    return _receive, (table.digest, [array.dtype for array in table[1:]], _sent[table.digest])
-
-
-def _receive(digest: str, dtypes, tensors) -> Captions:
-    return Captions(digest, *(tensor.numpy().view(dtype) for tensor, dtype in zip(tensors, dtypes)))
-
-
-ForkingPickler.register(Captions, _send)
+        raise ValueError(f"{path}: an entry lacks {error}. {STRANGER}") from None
+    if len(files) < len(images):
+        [(twice, _)] = Counter(image_id for image_id, _ in images).most_common(1)
+        raise ValueError(f"{path}: image {twice} is listed twice under `images`. {FIX}")
+    if len(captions) > len(files):
+        stray = min(captions.keys() - files.keys())
+        raise ValueError(f"{path}: image {stray} has captions but is not under `images`. {FIX}")
+    return files, captions, digest
 
 
 def read_json(path, *keys) -> tuple[dict, str]:
     """The object in a JSON file, which must have `keys`, and the file's SHA-256."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist. {WHERE}")
-    raw = Path(path).read_bytes()
+    content = Path(path).read_bytes()
     try:
-        data = json.loads(raw)
+        data = json.loads(content)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is no whole JSON file ({error}). Delete it and fetch or render it again."
-        ) from None
+        raise ValueError(f"{path} is no whole JSON file ({error}). {FIX}") from None
     for key in keys:
         if not isinstance(data, dict) or key not in data:
-            raise ValueError(
-                f"{path} has no `{key}`. Is it an annotation file of COCO 2017? {WHERE}"
-            )
-    return data, hashlib.sha256(raw).hexdigest()
+            raise ValueError(f"{path} has no `{key}`. {STRANGER}")
+    return data, hashlib.sha256(content).hexdigest()

@@ -1,8 +1,4 @@
-"""What a run uses: which data, which towers, how many images. Everything else in the course takes a `Profile`.
-
-`smoke` is for tests (seconds), `mini` is the default (two CPU cores, offline), `coco-val` fits a small GPU,
-`coco` is the full COCO 2017.
-"""
+"""Files and folders that are there in full or not at all."""
 
 from __future__ import annotations
 
@@ -17,23 +13,23 @@ from safetensors import SafetensorError
 
 @contextmanager
 def replace_when_complete(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder under; only when all is written does it become `path`.
+    """A name beside `path` to write a file or a folder under; once all is written, it is `path`.
 
-    An error leaves what was there before and nothing else; a killed process leaves a hidden `.<name>.<process>.tmp`.
-    Raises OSError, with the file and what helps, where there is no room or no permission.
+    An error leaves what was there before and nothing else; a killed process leaves a hidden
+    `.<name>.<process>.tmp`. Raises OSError, with the file and what helps, where there is no room
+    or no permission.
     """
     path = Path(path)
     partial, old = (path.with_name(f".{path.name}.{os.getpid()}{end}.tmp") for end in ("", ".old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        if path.is_dir():  # a folder cannot be replaced in one go
+        # A folder cannot be replaced in one go.
+        if path.is_dir():
             os.replace(path, old)
         os.replace(partial, path)
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # safetensors has an error of its own for a full disk
+    # safetensors has an error of its own for a full disk.
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         fix = "Free some disk space, or make its folder writable, and run this again"
         raise OSError(
@@ -47,6 +43,6 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """The file is there in full or not at all; its folder is made where it is missing. Raises OSError as above."""
+    """Writes the file in full or not at all; makes its folder. Raises OSError as above."""
     with replace_when_complete(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
