@@ -10,11 +10,10 @@ from helpers.storage.download import download
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fetch what a profile needs of COCO 2017 into data/coco, or into the folder that CLIP_COCO_DIR names."""
+    """Fetch what a profile needs of COCO 2017 into data/coco, or where CLIP_COCO_DIR says."""
     parser = argparse.ArgumentParser("python -m scripts.download_coco", description=main.__doc__)
-    parser.add_argument(
-        "--profile", default="coco-val", help="coco-val (1.1 GB to fetch) or coco (20 GB)"
-    )
+    sizes = "coco-val (1.1 GB to fetch) or coco (20 GB)"
+    parser.add_argument("--profile", default="coco-val", help=sizes)
     parser.add_argument("--delete-zips", action="store_true", help="each as soon as it is unpacked")
     args = parser.parse_args(argv)
     try:
@@ -22,10 +21,8 @@ def main(argv: list[str] | None = None) -> None:
         download(profile, args.delete_zips)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    print(
-        f"{profile.data}: "
-        + ("rendered by notebook 01, nothing to fetch" if profile.rendered else "complete")
-    )
+    note = "rendered by notebook 01, nothing to fetch" if profile.rendered else "complete"
+    print(f"{profile.data}: {note}")
 
 
 if __name__ == "__main__":
