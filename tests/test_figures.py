@@ -1,4 +1,4 @@
-"""Figures: each function returns one, titled, with labelled axes where it has any, and leaves the inputs alone."""
+"""Figures: each function returns one, shows captions as they are, and leaves the inputs alone."""
 
 import matplotlib
 
@@ -15,49 +15,31 @@ from PIL import Image
 from helpers.viz import figures
 from scripts import make_pictures
 
-PICTURES = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blue", "white")]
-WORDS = ["a red square", "a green square", "a blue square", "a white square"]
+IMAGES = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blue", "white")]
+# What stands between the first two dollars is no formula.
+MARKUP = r"<b>$\frac{$</b> & $x_1$ &amp; \$5"
+WORDS = [MARKUP, "a green square", "a blue square", "a white square"]
+COSINES = [0.4, 0.3, 0.2, 0.1]
 SCORES = np.arange(16).reshape(4, 4) / 16
-HISTORY = [
-    {
-        "epoch": k,
-        "train_loss": 2 / k,
-        "dev_loss": 2.5 / k,
-        "dev_recall@5": 0.2 * k,
-        "logit_scale": 2.6,
-    }
-    for k in (1, 2, 3)
-]
-FIGURES = {
-    "image_grid": lambda: figures.image_grid(
-        PICTURES, WORDS, title="four", marks=[True, False, None, None]
-    ),
-    "similarity_matrix": lambda: figures.similarity_matrix(PICTURES, WORDS, SCORES, "before"),
-    "number_grids": lambda: figures.number_grids({"rows": SCORES, "columns": SCORES.T}, "by hand"),
-    "training_curves": lambda: figures.training_curves(
-        {"seed 0": HISTORY, "seed 1": HISTORY}, "heads", chance_loss=3.0
-    ),
-    "embedding_map": lambda: figures.embedding_map(SCORES[:, :2], [0, 0, 1, 1], "map", links=True),
-    "histograms": lambda: figures.histograms(
-        {"matched": SCORES, "others": SCORES - 1}, "cosines", marks={"here": 0.2}
-    ),
-    "bars": lambda: figures.bars(
-        {"a": 0.5, "b": (0.4, (0.3, 0.5))}, "bars", "share", {"a": 0.1}, {"b": 0.9}
-    ),
-    "confusion": lambda: figures.confusion(SCORES, WORDS, "confusion", top=3),
-    "found_images": lambda: figures.found_images(
-        "a square", PICTURES, [0.4, 0.3, 0.2, 0.1], [True, False, False, True]
-    ),
-    "found_captions": lambda: figures.found_captions(
-        PICTURES[0], WORDS, [0.4, 0.3, 0.2, 0.1], [True] * 4, "found"
-    ),
-    "tokens_and_patches": lambda: figures.tokens_and_patches(
-        PICTURES[0], 12, ["[CLS]", "square", "[SEP]"], "strips"
-    ),
-    "clip_diagram": lambda: make_pictures.clip_diagram(PICTURES, WORDS, SCORES),
-    "typed_sentences": lambda: make_pictures.typed_sentences(
-        WORDS[:2], PICTURES, SCORES[:2], best=3
-    ),
+ROW = {"epoch": 1, "train_loss": 2, "dev_loss": 2.5, "dev_recall@5": 0.2, "logit_scale": 2.6}
+HISTORY = [ROW, {**ROW, "epoch": 2}]
+MARKS = [True, False, None, None]
+DRAWN = {
+    figures.image_grid: (IMAGES, WORDS, 4, 3, "four", MARKS, 40),
+    figures.similarity_matrix: (IMAGES, WORDS, SCORES, "before"),
+    figures.bars: ({MARKUP: 0.5, "b": (0.4, (0.3, 0.5))}, "", "", {"b": 0.1}, {MARKUP: 0.9}),
+    figures.confusion: (np.eye(4, dtype=int), WORDS, "confusion"),
+    figures.found_images: (MARKUP, IMAGES, COSINES, MARKS),
+    figures.found_captions: (IMAGES[0], WORDS, COSINES, [True] * 4, "found"),
+    figures.tokens_and_patches: (IMAGES[0], 12, ["[CLS]", MARKUP, "[SEP]"], "strips"),
+    make_pictures.clip_diagram: (IMAGES, WORDS, SCORES),
+    make_pictures.typed_sentences: (WORDS[:2], IMAGES, SCORES[:2], 3),
+}
+PLAIN = {
+    figures.number_grids: ({"rows": SCORES, "columns": SCORES.T}, "by hand"),
+    figures.training_curves: ({"seed 0": HISTORY, "seed 1": HISTORY}, "heads", 3.0),
+    figures.embedding_map: (SCORES[:, :2], [0, 0, 1, 1], "map", True),
+    figures.histograms: ({"own": COSINES, "others": [0, 0.1]}, "cosines", "", 9, {"here": 0.2}),
 }
 
 
@@ -68,18 +50,42 @@ def styled():
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_function_draws_one_figure(name):
-    figure = FIGURES[name]()
+@pytest.mark.parametrize("draw, inputs", [*DRAWN.items(), *PLAIN.items()])
+def test_every_function_draws_one_figure_and_shows_markup_as_it_is(draw, inputs):
+    figure = draw(*inputs)
     assert isinstance(figure, Figure) and plt.get_fignums() == [figure.number]
-    data = figures.png(figure)
-    assert data.startswith(b"\x89PNG") and plt.get_fignums() == []
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    # Drawing it would raise for a formula that is none.
+    assert figures.png(figure).startswith(b"\x89PNG") and plt.get_fignums() == []
+    if draw in DRAWN:
+        literal = [text.replace(r"\$", "$") for text in texts if not is_math_text(text)]
+        assert any(MARKUP in text for text in literal), texts
 
 
 def test_numbers_are_written_into_the_cells():
-    figure = figures.similarity_matrix(PICTURES, WORDS, SCORES)
+    figure = figures.similarity_matrix(IMAGES, WORDS, SCORES)
     written = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {f"{value:.2f}" for value in SCORES.ravel()} <= written
+
+
+def test_bars_show_value_interval_chance_and_ceiling():
+    figure = figures.bars({"a": (0.4, (0.3, 0.5))}, chance={"a": 0.1}, ceiling={"a": 0.9})
+    [axes] = figure.axes
+    assert axes.get_yticklabels()[0].get_text() == "a   0.400"
+    assert [bar.get_width() for bar in axes.patches] == [0.4]
+    spots = sorted(float(lines.get_segments()[0][0, 0]) for lines in axes.collections)
+    assert spots == pytest.approx([0.1, 0.3, 0.9])
+
+
+def test_patches_are_read_row_by_row():
+    pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    patches = [pixels[y : y + 2, x : x + 2] for y in (0, 2) for x in (0, 2)]
+    strip = figures.tiles(np.stack(patches), 4)
+    assert strip.shape == (4, 16, 3)
+    for k, patch in enumerate(patches):
+        assert (strip[1:3, 4 * k + 1 : 4 * k + 3] == patch).all()
+    assert (strip[0] == 255).all() and (strip[:, [0, 3]] == 255).all()
+    assert figures.tiles(np.stack(patches), 3).shape == (8, 12, 3)
 
 
 def test_long_captions_are_wrapped_and_cut():
@@ -87,41 +93,9 @@ def test_long_captions_are_wrapped_and_cut():
     assert figures.wrap("word " * 50, 20, lines=2).endswith("…")
 
 
-MARKUP = r"<b>$\frac{$</b> & $x_1$ &amp; \$5"  # what is between the first two dollars is no formula
-MARKED = {
-    "image_grid": lambda: figures.image_grid(PICTURES[:1], [MARKUP], width=40),
-    "similarity_matrix": lambda: figures.similarity_matrix(PICTURES[:1], [MARKUP], [[0.5]]),
-    "bars": lambda: figures.bars({MARKUP: 0.5}),
-    "confusion": lambda: figures.confusion(np.eye(8), [MARKUP, *"abcdefg"]),
-    "found_images": lambda: figures.found_images(MARKUP, PICTURES[:2], [0.4, 0.3]),
-    "found_captions": lambda: figures.found_captions(PICTURES[0], [MARKUP], [0.4]),
-    "scene_report": lambda: figures.scene_report(PICTURES[0], [MARKUP], [0.4], [MARKUP[:9]], [0.9]),
-    "tokens_and_patches": lambda: figures.tokens_and_patches(
-        PICTURES[0], 12, ["[CLS]", MARKUP, "[SEP]"]
-    ),
-    "clip_diagram": lambda: make_pictures.clip_diagram(
-        PICTURES[:2], [MARKUP, "a dog"], SCORES[:2, :2]
-    ),
-    "typed_sentences": lambda: make_pictures.typed_sentences(
-        [MARKUP], PICTURES, SCORES[:1], best=1
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MARKED)
-def test_markup_in_a_caption_is_shown_as_it_is(name):
-    figure = MARKED[name]()
-    figures.png(figure)  # draws it: a formula that is none would raise
-    texts = [text.get_text() for text in figure.findobj(Text)]
-    shown = [
-        text.replace(r"\$", "$") for text in texts if not is_math_text(text)
-    ]  # as matplotlib does
-    assert any(MARKUP in text for text in shown), texts
-
-
-def test_a_word_with_dollars_is_drawn_as_it_is():
-    widths = []
-    for word in ("$x^1$", "x1"):
-        [drawn] = figures.word_cloud({word: 1}).axes[0].patches
-        widths.append(drawn.get_path().get_extents().width)
-    assert widths[0] > 2 * widths[1]
+def test_a_heavy_figure_is_stored_in_few_colours(monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    figure = figures.image_grid([noise] * 4, columns=4)
+    light = figures.light_png(figure)
+    monkeypatch.setattr(figures, "HEAVY", 10**9)
+    assert len(light) < len(figures.light_png(figure)) / 2

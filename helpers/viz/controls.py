@@ -1,7 +1,4 @@
-"""Controls above a picture: the base of the course's widgets, in core ipywidgets (7.7 and 8).
-
-A figure is shown as the PNG bytes of a `widgets.Image`, so that nothing flickers and a test can compare bytes.
-"""
+"""Controls above an image: the base of the course's widgets, in core ipywidgets (7.7 and 8)."""
 
 from __future__ import annotations
 
@@ -17,167 +14,158 @@ from PIL import Image
 
 from helpers.minicoco import sprites
 from helpers.minicoco.backgrounds import PLACES, TIMES
-from helpers.minicoco.scenes import Scene, Thing, place_by_relation
+from helpers.minicoco.scenes import Scene, SceneObject, place_by_relation
 from helpers.storage.images import open_image
 from helpers.viz import figures
 
 WIDE, NARROW = "860px", "250px"
-LARGEST = 800  # pixels of the longer side of a picture that is shown
+LARGEST = 800  # pixels of the longer side of an image that is shown
 
 
 class Live(widgets.VBox):
-    """Controls above a picture that is drawn anew when one of them changes.
+    """Controls above an image that is drawn again when one of them changes.
 
-    figure: called with the value of every control, by name. `controls` {name: widget}, `picture` and `message` are
-    there to be read and set from code. What `figure` raises is shown in `message`; the picture before it stays.
+    `figure` is called with the value of every control, by name, and returns a Figure. The image
+    holds it as PNG bytes: nothing flickers, and a test can compare bytes. `controls`, `image` and
+    `message` can be read and set from code. An error of `figure` is shown in `message`; the image
+    stays as it was. rows: names of controls, line by line; height: of the image, in pixels;
+    follow: in place of the method.
     """
 
-    def __init__(
-        self, figure: Callable[..., Figure], controls: dict, rows: list[list[str]], height: int
-    ):
+    def __init__(self, figure: Callable[..., Figure], controls: dict, rows, height, follow=None):
         self.figure, self.controls, self.paused = figure, controls, False
+        self.follow = follow or self.follow
         self.message = widgets.HTML(layout=widgets.Layout(min_height="28px"))
-        # A fixed height: the page below does not jump while a new picture is on its way.
-        whole = {
-            "width": "100%",
-            "height": f"{height}px",
-            "object_fit": "contain",
-            "object_position": "left top",
-        }
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(**whole))
-        self.lines = [
-            widgets.HBox(
-                [controls[name] for name in row], layout=widgets.Layout(flex_flow="row wrap")
-            )
-            for row in rows
-        ]
-        super().__init__([*self.lines, self.message, self.picture])
+        # A fixed height: the page below does not jump while a new image is on its way.
+        layout = {"width": "100%", "height": f"{height}px"}
+        layout |= {"object_fit": "contain", "object_position": "left top"}
+        self.image = widgets.Image(format="png", layout=widgets.Layout(**layout))
+        wrapped = widgets.Layout(flex_flow="row wrap")
+        self.lines = [widgets.HBox([controls[k] for k in row], layout=wrapped) for row in rows]
+        super().__init__([*self.lines, self.message, self.image])
         for control in controls.values():
             control.observe(self.redraw, "value")
         self.redraw()
 
-    def redraw(self, _change=None) -> None:
-        """Sets the picture from the controls, or the message if that fails."""
+    def follow(self, owner: widgets.Widget | None) -> None:
+        """Sets the controls that depend on `owner`, which has changed (None: at the start)."""
+
+    def redraw(self, change: dict | None = None) -> None:
+        """Sets the controls that follow from others, then the image, once, or the message."""
         if self.paused:
             return
+        self.paused = True
         before = set(plt.get_fignums())
         try:
+            self.follow(change and change["owner"])
             values = {name: control.value for name, control in self.controls.items()}
-            with (
-                warnings.catch_warnings()
-            ):  # a letter that the font lacks is a box, and no reason to write below it
+            with warnings.catch_warnings():
+                # A letter that the font lacks is drawn as a box: no reason for a warning.
                 warnings.simplefilter("ignore")
-                self.picture.value = png(self.figure(**values))
+                self.image.value = png(self.figure(**values))
             self.message.value = ""
-        except Exception as error:  # in a notebook it would go to a log that nobody reads
+        except Exception as error:
+            # In a notebook it would go to a log that nobody reads.
             text = html.escape(str(error) or repr(error))
             self.message.value = f'<span role="alert" style="color: {figures.WRONG}">{text}</span>'
         finally:
-            for number in set(plt.get_fignums()) - before:  # a figure begun, not finished
-                plt.close(number)
+            self.paused = False
+            for unfinished in set(plt.get_fignums()) - before:
+                plt.close(unfinished)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, and closed: fast rather than small. One laid out by hand is not cropped."""
-    buffer, crop = io.BytesIO(), "tight" if figure.get_layout_engine() else None
+    """The figure as PNG bytes, and closed: fast rather than small."""
+    buffer = io.BytesIO()
+    # A figure that was laid out by hand is not cropped.
+    crop = "tight" if figure.get_layout_engine() else None
     figure.savefig(buffer, format="png", bbox_inches=crop, pil_kwargs={"compress_level": 1})
     plt.close(figure)
     return buffer.getvalue()
 
 
+def look(description: str, width: str) -> dict:
+    """What all controls have in common."""
+    layout = widgets.Layout(width=width, max_width="100%")
+    style = {"description_width": "96px"}
+    return {"description": description, "style": style, "layout": layout}
+
+
 def dropdown(description: str, options, value=None, width: str = NARROW) -> widgets.Dropdown:
-    style, layout = {"description_width": "96px"}, widgets.Layout(width=width, max_width="100%")
+    """A choice of `options`; the first of them where `value` is none of them."""
     options = list(options)
-    value = options[0] if value not in options else value
-    return widgets.Dropdown(
-        options=options, value=value, description=description, style=style, layout=layout
-    )
+    value = value if value in options else options[0]
+    return widgets.Dropdown(options=options, value=value, **look(description, width))
 
 
 def slider(description: str, low, high, value, kind=widgets.IntSlider, **options):
-    """A slider of some kind that tells its value when it is let go."""
-    look = {
-        "style": {"description_width": "96px"},
-        "layout": widgets.Layout(width="320px", max_width="100%"),
-    }
-    return kind(
-        min=low,
-        max=high,
-        value=value,
-        description=description,
-        continuous_update=False,
-        **options,
-        **look,
-    )
+    """A slider of some kind that hands over its value when it is let go."""
+    limits = {"min": low, "max": high, "value": value, "continuous_update": False}
+    return kind(**limits, **options, **look(description, "320px"))
 
 
 def textbox(description: str, value: str, placeholder: str) -> widgets.Text:
     """A line of text that is handed over on Enter, or when the cursor leaves it."""
-    look = {
-        "style": {"description_width": "96px"},
-        "layout": widgets.Layout(width="100%", max_width=WIDE),
-    }
-    return widgets.Text(
-        value=value,
-        description=description,
-        placeholder=placeholder,
-        continuous_update=False,
-        **look,
-    )
+    options = {"value": value, "placeholder": placeholder, "continuous_update": False}
+    return widgets.Text(**options, **look(description, WIDE))
 
 
 def upload(description: str) -> widgets.FileUpload:
-    return widgets.FileUpload(
-        description=description, accept="image/*", layout=widgets.Layout(width=NARROW)
-    )
+    """A button that takes an image file."""
+    layout = widgets.Layout(width=NARROW)
+    return widgets.FileUpload(description=description, accept="image/*", layout=layout)
 
 
 def uploaded(value) -> io.BytesIO | None:
-    """The last file of a FileUpload, by name, from its value in ipywidgets 7 or 8; None before there is one.
+    """The last file of a FileUpload, with its name, or None before there is one.
 
-    7 has {name: {"content": bytes}}, 8 a tuple of {"name": …, "content": memoryview}.
+    value: {name: {"content": bytes}} in ipywidgets 7, a tuple of {"name", "content"} in 8.
     """
     if not value:
         return None
-    name, told = (
-        list(value.items())[-1] if isinstance(value, dict) else (value[-1]["name"], value[-1])
-    )
-    file = io.BytesIO(bytes(told["content"]))
-    file.name = name
+    if isinstance(value, dict):
+        value = [{**file, "name": name} for name, file in value.items()]
+    file = io.BytesIO(bytes(value[-1]["content"]))
+    file.name = value[-1]["name"]
     return file
 
 
 def opened(file) -> Image.Image:
-    """The picture in a file (a path, or what `uploaded` gives), small enough to be shown; OSError for a bad one."""
+    """The image in a file, small enough to be shown; OSError where there is none.
+
+    file: a path, or what `uploaded` returns.
+    """
     image = open_image(file, LARGEST)
     image.thumbnail((LARGEST, LARGEST))
     return image
 
 
 AS_DRAWN, NOTHING = "as drawn", "nothing"
-RELATIONS = {
-    "to the left of": "left",
-    "to the right of": "right",
-    "above": "above",
-    "below": "below",
-}
+RELATIONS = {"to the left of": "left", "to the right of": "right"}
+RELATIONS |= {"above": "above", "below": "below"}
 
 
 def compose(place, time, first, colour, count, relation, second, second_colour) -> Scene:
-    """The scene that the composer's controls describe; relation: one of `RELATIONS`; the second may be "nothing"."""
-    asked = [(first, colour, count), (second, second_colour, 1)]
-    things = [
-        Thing(name, sprites.drawings(name)[0], None if paint == AS_DRAWN else paint, number)
-        for name, paint, number in asked
+    """The scene that the composer's controls describe.
+
+    relation: a key of `RELATIONS`; colours may be "as drawn", the second object "nothing".
+    """
+    rows = [(first, colour, count), (second, second_colour, 1)]
+    objects = [
+        SceneObject(name, sprites.drawings(name)[0], None if paint == AS_DRAWN else paint, number)
+        for name, paint, number in rows
         if name != NOTHING
     ]
-    if len(things) == 2:
-        place_by_relation(things, RELATIONS[relation])
-    return Scene(place, time, things=things)
+    if len(objects) == 2:
+        place_by_relation(objects, RELATIONS[relation])
+    return Scene(place, time, objects=objects)
 
 
 class SceneControls:
-    """Dropdowns for a scene, by name as `compose` takes them; each object's colours are those it can be painted in."""
+    """Dropdowns for a scene, by name as `compose` takes them.
+
+    An object's colours are those that it can be painted in.
+    """
 
     rows = [
         ["place", "time"],
@@ -197,19 +185,20 @@ class SceneControls:
             "second": dropdown("2nd object:", [NOTHING, *objects], start.get("second")),
             "second_colour": dropdown("2nd colour:", [AS_DRAWN]),
         }
-        self.paints = {"first": self.controls["colour"], "second": self.controls["second_colour"]}
-        for name in self.paints:
+        for name in ("first", "second"):
             self.follow(self.controls[name])
         for name, value in start.items():
             self.controls[name].value = value
 
     def follow(self, owner: widgets.Widget | None) -> None:
-        """After `owner` has changed: the colours that a new object can be painted in, and whether two are related."""
-        for name, paint in self.paints.items():
-            if owner is self.controls[name]:
-                colours = (None,) if owner.value == NOTHING else sprites.colours(owner.value)
-                options = [colour or AS_DRAWN for colour in colours]
-                kept = paint.value if paint.value in options else options[0]
-                paint.options = options
-                paint.value, paint.disabled = kept, len(options) == 1
+        """After `owner` has changed: the colours of a new object, and whether two are related."""
+        for name, paint in (("first", "colour"), ("second", "second_colour")):
+            if owner is not self.controls[name]:
+                continue
+            paint = self.controls[paint]
+            colours = [None] if owner.value == NOTHING else sprites.colours(owner.value)
+            options, before = [colour or AS_DRAWN for colour in colours], paint.value
+            paint.options = options
+            paint.value = before if before in options else options[0]
+            paint.disabled = len(options) == 1
         self.controls["relation"].disabled = self.controls["second"].value == NOTHING

@@ -1,625 +1,296 @@
-"""Every figure of the course: functions from arrays and pictures to a matplotlib `Figure`, without mathematics.
+"""The course's figures: functions from arrays and images to a matplotlib `Figure`.
 
-Colours: images are blue, texts orange; right is green, wrong is red.
+Images are blue, texts orange; right is green, wrong is red.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from textwrap import shorten
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from IPython import get_ipython
-from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch, PathPatch
-from matplotlib.textpath import TextPath
-from matplotlib.transforms import Affine2D
 from PIL import Image
-
-from helpers.viz import overlays
+from sklearn.metrics import ConfusionMatrixDisplay
 
 IMAGE, TEXT, RIGHT, WRONG, GREY = "#2a6fbb", "#e07b39", "#2e9e5b", "#cc3d3d", "#8a8f98"
+HEAVY = 140_000  # bytes from which on a PNG is stored in 256 colours
 
 
 def style() -> None:
     """The look of all figures; called once by each notebook's set-up cell."""
     sns.set_theme(style="whitegrid", context="notebook")
-    plt.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "figure.titlesize": 14,
-            "axes.titlesize": 12,
-            "axes.titleweight": "bold",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "image.interpolation": "antialiased",
-        }
-    )
-    if shell := get_ipython():  # a gallery must not make the notebook too heavy for GitHub
-        plt.close(
-            plt.figure()
-        )  # matplotlib sets up its own formatter with the first figure; ours comes after it
+    plt.rcParams |= {"figure.dpi": 110, "savefig.dpi": 110, "figure.constrained_layout.use": True}
+    plt.rcParams |= {"figure.titlesize": 14, "axes.titlesize": 12, "axes.titleweight": "bold"}
+    plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
+    plt.rcParams |= {"image.interpolation": "antialiased"}
+    shell = get_ipython()
+    if shell:
+        # matplotlib sets up its own formatter with the first figure; ours has to come after it.
+        plt.close(plt.figure())
         shell.display_formatter.formatters["image/png"].for_type(Figure, light_png)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, and closed: what a notebook keeps."""
-    data = light_png(figure)
-    plt.close(figure)
-    return data
-
-
 def light_png(figure: Figure) -> bytes:
-    """The figure as PNG bytes; where many pictures make it heavy, in 256 colours, a fifth of the size."""
+    """The figure as PNG bytes; a heavy one in 256 colours, a fifth of the size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
-    if buffer.tell() > 140_000:
+    if buffer.tell() > HEAVY:
         colours = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
         buffer = io.BytesIO()
         colours.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes, and closed."""
+    data = light_png(figure)
+    plt.close(figure)
+    return data
+
+
 def literal(text: str) -> str:
-    """Text that matplotlib shows as it is, where two `$` would otherwise make a formula of what is between them."""
+    """Text that matplotlib shows as it is: what stands between two `$` is no formula."""
     return text.replace("$", r"\$")
 
 
 def wrap(text: str, width: int, lines: int = 6) -> str:
-    """A caption for a figure: broken into `lines` at most of `width` characters, and literal."""
+    """Text in at most `lines` lines of at most `width` characters, to be shown as it is."""
     return literal("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
 
 
 def show_image(axes, image, edge: str | None = None) -> None:
-    """A picture without ticks; `edge` frames it."""
+    """An image without ticks, in a frame of the colour `edge`."""
     axes.imshow(np.asarray(image))
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(edge is not None)
-        spine.set(color=edge or "black", linewidth=4)
+    axes.spines[:].set(visible=edge is not None, color=edge or "black", linewidth=4)
 
 
 def image_grid(
-    images,
-    titles=None,
-    columns: int = 4,
-    size: float = 2.2,
-    title: str = "",
-    marks=None,
-    width=None,
+    images, titles=None, columns=4, size=2.2, title="", marks=None, width=None
 ) -> Figure:
-    """Pictures in rows with a caption under each; marks: True (right), False (wrong) or None for each picture."""
-    rows = -(-len(images) // columns)
-    width = width or int(size * 11)
-    tallest = (
-        max((wrap(t, width).count("\n") + 1 for t in titles), default=0)
-        if titles is not None
-        else 0
-    )
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(size * columns, (size + 0.19 * tallest) * rows + 0.4), squeeze=False
-    )
-    for i, axes in enumerate(grid.flat):
-        if i >= len(images):
-            axes.axis("off")
-            continue
+    """Images in rows, a caption under each.
+
+    size: inches of an image; width: characters of a caption's line; marks: for each image True
+    (right, green), False (wrong, red) or None.
+    """
+    rows, width = -(-len(images) // columns), width or int(size * 11)
+    captions = [wrap(text, width) for text in (() if titles is None else titles)]
+    tallest = max((caption.count("\n") + 1 for caption in captions), default=0)
+    shape = (size * columns, (size + 0.19 * tallest) * rows + 0.4)
+    figure, grid = plt.subplots(rows, columns, figsize=shape, squeeze=False)
+    for axes in grid.flat[len(images) :]:
+        axes.axis("off")
+    for i, (axes, image) in enumerate(zip(grid.flat, images)):
         mark = None if marks is None else marks[i]
-        show_image(axes, images[i], edge=None if mark is None else (RIGHT if mark else WRONG))
-        if titles is not None:
-            axes.set_xlabel(
-                wrap(titles[i], width),
-                fontsize=9,
-                color="black" if mark is None else axes.spines["left"].get_edgecolor(),
-            )
+        edge = None if mark is None else (RIGHT if mark else WRONG)
+        show_image(axes, image, edge)
+        if captions:
+            axes.set_xlabel(captions[i], fontsize=9, color=edge or "black")
     figure.suptitle(title)
     return figure
 
 
-def similarity_matrix(
-    images, captions, similarity, title: str = "", ax_label: str = "cosine", fmt: str = ".2f"
-) -> Figure:
-    """Images [N] (columns, as thumbnails) against captions [M] (rows): similarity [M, N], a number in every cell."""
+def similarity_matrix(images, captions, similarity, title="") -> Figure:
+    """Cosines [M, N] of captions (rows) with images (columns); the diagonal is framed."""
     similarity = np.asarray(similarity)
-    (m, n), left, cell, tall = similarity.shape, 3.3, 0.78, 0.6  # inches
-    width, height = left + cell * n + 0.9, tall * m + cell + 0.5
-    figure = plt.figure(figsize=(width, height), layout="none")
-
-    def place(x, y, w, h):
-        return figure.add_axes([x / width, y / height, w / width, h / height])
-
-    axes = place(left, 0.1, cell * n, tall * m)
-    bar = place(left + cell * n + 0.15, 0.1 + 0.1 * tall * m, 0.14, 0.8 * tall * m)
+    rows, columns = similarity.shape
+    figure, axes = plt.subplots(figsize=(4.6 + 0.78 * columns, 1.6 + 0.6 * rows))
     limit = np.abs(similarity).max()
-    sns.heatmap(
-        similarity,
-        annot=True,
-        fmt=fmt,
-        cmap="vlag",
-        vmin=-limit,
-        vmax=limit,
-        ax=axes,
-        cbar_ax=bar,
-        linewidths=1,
-        cbar_kws={"label": ax_label},
-        annot_kws={"fontsize": 9},
-    )
-    axes.set_yticks(
-        np.arange(m) + 0.5, [wrap(c, 44, 2) for c in captions], rotation=0, fontsize=8.5
-    )
-    axes.set_xticks([])
-    for i, image in enumerate(images):
-        show_image(
-            place(left + (i + 0.04) * cell, 0.1 + tall * m + 0.04, 0.92 * cell, 0.92 * cell), image
-        )
-    for k in range(min(m, n)):
-        axes.add_patch(
-            plt.Rectangle((k, k), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False)
-        )
-    figure.suptitle(
-        title, x=left / width, ha="left", y=1 - 0.05 / height, fontweight="bold", fontsize=12
-    )
+    numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 9}, "linewidths": 1}
+    scale = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "cbar_kws": {"label": "cosine"}}
+    sns.heatmap(similarity, ax=axes, xticklabels=False, **numbers, **scale)
+    names = [wrap(caption, 44, 2) for caption in captions]
+    axes.set_yticks(np.arange(rows) + 0.5, names, rotation=0, fontsize=8.5)
+    for column, image in enumerate(images):
+        above = (column + 0.04) / columns, 1.01, 0.92 / columns, 1.2 / rows
+        show_image(axes.inset_axes(above), image)
+    for k in range(min(rows, columns)):
+        frame = {"fill": False, "edgecolor": "black", "linewidth": 2, "clip_on": False}
+        axes.add_patch(plt.Rectangle((k, k), 1, 1, **frame))
+    figure.suptitle(title)
     return figure
 
 
-def number_grids(
-    tables: dict, title: str = "", fmt: str = ".2f", rows=None, columns=None, cmap: str = "Blues"
-) -> Figure:
-    """Small matrices side by side, each named, every number visible: {"softmax over rows": [n, n], …}."""
+def number_grids(tables: dict, title="", rows=None, columns=None) -> Figure:
+    """Small matrices side by side, every number visible: {"softmax over rows": [n, n], …}."""
     figure, grid = plt.subplots(1, len(tables), figsize=(3.5 * len(tables), 3.5), squeeze=False)
-    for axes, (name, table) in zip(grid[0], tables.items(), strict=True):
-        table = np.asarray(table)
-        sns.heatmap(
-            table,
-            annot=True,
-            fmt=fmt,
-            cmap=cmap,
-            cbar=False,
-            square=True,
-            linewidths=1,
-            ax=axes,
-            xticklabels=columns or [f"text {j}" for j in range(table.shape[1])],
-            yticklabels=rows or [f"image {i}" for i in range(table.shape[0])],
-        )
+    numbers = {"annot": True, "fmt": ".2f", "cmap": "Blues", "cbar": False, "linewidths": 1}
+    for axes, (name, table) in zip(grid[0], tables.items()):
+        sns.heatmap(np.asarray(table), ax=axes, square=True, **numbers)
+        axes.set_xticklabels(columns or [f"text {j}" for j in range(len(table[0]))])
+        axes.set_yticklabels(rows or [f"image {i}" for i in range(len(table))], rotation=0)
         axes.set_title(name, fontsize=11)
-        axes.tick_params(axis="y", rotation=0)
     figure.suptitle(title)
     return figure
 
 
-def training_curves(
-    histories: dict, title: str = "", recall: str = "dev_recall@5", chance_loss: float | None = None
-) -> Figure:
-    """Loss, dev recall and temperature by epoch, for one or more named histories (lists of rows of `train_heads`)."""
-    figure, (loss, found, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
-    for k, (name, history) in enumerate(histories.items()):
-        color = sns.color_palette()[k]
+def training_curves(histories: dict, title="", chance_loss: float | None = None) -> Figure:
+    """Loss, dev recall and temperature by epoch of named histories (lists of rows of `fit`)."""
+    figure, (loss, recall, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
+    for color, (name, history) in zip(sns.color_palette(), histories.items()):
         epochs = [row["epoch"] for row in history]
-        loss.plot(
-            epochs,
-            [row["train_loss"] for row in history],
-            color=color,
-            linestyle="--",
-            label=f"{name}, train",
-        )
-        loss.plot(epochs, [row["dev_loss"] for row in history], color=color, label=f"{name}, dev")
-        found.plot(epochs, [row[recall] for row in history], color=color, label=name)
-        scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color, label=name)
+        loss.plot(epochs, [row["train_loss"] for row in history], "--", color=color)
+        loss.plot(epochs, [row["dev_loss"] for row in history], color=color)
+        recall.plot(epochs, [row["dev_recall@5"] for row in history], color=color, label=name)
+        scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color)
     if chance_loss is not None:
-        loss.axhline(chance_loss, color=GREY, linestyle=":")
-        spot = {
-            "xy": (0.12, chance_loss),
-            "xycoords": loss.get_yaxis_transform(),
-            "xytext": (0, -3),
-        }
-        loss.annotate(
-            "nothing learned", **spot, textcoords="offset points", va="top", color=GREY, fontsize=9
-        )
-    loss.set(title="Contrastive loss", xlabel="epoch", ylabel="loss (nats)")
-    found.set(
-        title="Recall on dev",
-        xlabel="epoch",
-        ylabel=recall.removeprefix("dev_") + ", text→image",
-        ylim=(0, 1),
-    )
+        loss.axhline(chance_loss, color=GREY, linestyle=":", label="nothing learned")
+        loss.legend(fontsize=9)
+    loss.set(title="Contrastive loss (dashed: train)", xlabel="epoch", ylabel="loss (nats)")
+    recall.set(title="Recall on dev", xlabel="epoch", ylabel="recall@5, text→image", ylim=(0, 1))
     scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")
-    loss.legend(fontsize=9)
-    if len(histories) > 1:
-        found.legend(fontsize=9)
+    recall.legend(fontsize=9)
     figure.suptitle(title)
     return figure
 
 
-def embedding_map(
-    points, kinds, title: str = "", links: bool = False, labels=("image", "caption"), axes=None
-) -> Figure:
-    """Points [N, 2] of two kinds (0 or 1) in one plane; links: the first half belongs to the second, row by row.
+def embedding_map(points, kinds, title="", links=False, axes=None) -> Figure:
+    """Points [N, 2] in one plane: images (kind 0) and captions (kind 1).
 
-    `axes`: draws there instead of in a figure of its own.
+    links: row i of the first half belongs to row i of the second; axes: where to draw.
     """
     points, kinds = np.asarray(points), np.asarray(kinds)
-    axes = plt.subplots(figsize=(6, 5))[1] if axes is None else axes
+    axes = axes or plt.subplots(figsize=(6, 5))[1]
     if links:
-        half = len(points) // 2
-        for a, b in zip(points[:half], points[half:], strict=True):
-            axes.plot(*zip(a, b), color=GREY, linewidth=0.5, alpha=0.5, zorder=1)
-    for kind, (color, label) in enumerate(zip((IMAGE, TEXT), labels, strict=True)):
-        axes.scatter(
-            *points[kinds == kind].T,
-            s=14,
-            color=color,
-            label=label,
-            alpha=0.75,
-            edgecolor="none",
-            zorder=2,
-        )
+        pairs = points.reshape(2, -1, 2)
+        axes.plot(pairs[:, :, 0], pairs[:, :, 1], color=GREY, linewidth=0.5, alpha=0.5, zorder=1)
+    for kind, color, label in ((0, IMAGE, "image"), (1, TEXT, "caption")):
+        axes.scatter(*points[kinds == kind].T, s=14, color=color, label=label, alpha=0.75)
     axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
     axes.legend()
     return axes.figure
 
 
-def histograms(
-    groups: dict, title: str = "", xlabel: str = "cosine", bins=60, marks: dict | None = None
-) -> Figure:
-    """Overlaid densities of named samples; marks: {label: x} draws a named vertical line."""
+def histograms(groups: dict, title="", xlabel="cosine", bins=60, marks: dict | None = None):
+    """Densities of named samples on top of each other; marks: {name: x} draws vertical lines."""
     figure, axes = plt.subplots(figsize=(8, 3.8))
-    everything = np.concatenate([np.ravel(v) for v in groups.values()])
-    edges = np.linspace(everything.min(), everything.max(), bins)
-    for color, (name, values) in zip(
-        (RIGHT, WRONG, IMAGE, TEXT, GREY), groups.items(), strict=False
-    ):
-        axes.hist(np.ravel(values), edges, density=True, alpha=0.55, color=color, label=name)
+    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins - 1)
+    colors = (RIGHT, WRONG, IMAGE, TEXT, GREY)
+    for color, (name, values) in zip(colors, groups.items()):
+        axes.hist(values, edges, density=True, alpha=0.55, color=color, label=name)
     for k, (name, x) in enumerate((marks or {}).items()):
         axes.axvline(x, color="black", linestyle="--", linewidth=1)
-        axes.annotate(
-            name,
-            (x, axes.get_ylim()[1] * (0.93 - 0.1 * k)),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=9,
-        )
+        spot = x, axes.get_ylim()[1] * (0.93 - 0.1 * k)
+        axes.annotate(name, spot, xytext=(4, 0), textcoords="offset points", fontsize=9)
     axes.set(title=title, xlabel=xlabel, ylabel="density")
     axes.legend()
     return figure
 
 
-def word_cloud(counts: dict, title: str = "") -> Figure:
-    """Words, larger the more often they occur, the commonest in the middle; a word that names a colour wears it."""
-    shades = plt.cm.Blues(np.linspace(0.55, 1, 7))
-    figure, axes = plt.subplots(figsize=(10, 4.4))
-    bold, most, taken = FontProperties(weight="bold"), max(counts.values()), []
-    for word, count in sorted(counts.items(), key=lambda item: -item[1]):
-        path = TextPath((0, 0), literal(word), size=8 + 40 * (count / most) ** 0.5, prop=bold)
-        box = path.get_extents()
-        for turn in np.arange(0, 400, 0.15):  # along a spiral to the first free spot
-            x, y = (
-                4.4 * turn * np.cos(turn) - box.width / 2,
-                1.5 * turn * np.sin(turn) - box.height / 2,
-            )
-            if all(
-                x > b[2] or x + box.width < b[0] or y > b[3] or y + box.height < b[1] for b in taken
-            ):
-                break
-        taken.append((x - 4, y - 4, x + box.width + 4, y + box.height + 4))
-        shade = word if is_color_like(word) and len(word) > 1 else shades[len(taken) % 7]
-        moved = path.transformed(Affine2D().translate(x - box.x0, y - box.y0))
-        axes.add_patch(
-            PathPatch(
-                moved, facecolor=shade, edgecolor="#555", linewidth=0.6 if shade is word else 0
-            )
-        )
-    low, high = np.min(taken, 0)[:2], np.max(taken, 0)[2:]
-    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", title=title)
-    axes.axis("off")
-    return figure
+def bars(rows: dict, title="", xlabel="", chance=(), ceiling=()) -> Figure:
+    """Horizontal bars between 0 and 1, with their numbers: {name: value or (value, (low, high))}.
 
-
-def bars(
-    rows: dict,
-    title: str = "",
-    xlabel: str = "",
-    chance: dict | None = None,
-    ceiling: dict | None = None,
-) -> Figure:
-    """Horizontal bars {name: value or (value, (low, high))} between 0 and 1; chance and ceiling as marks on them."""
+    chance, ceiling: {name: value}, drawn as marks across the bars.
+    """
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * max(2, len(rows))))
+    labels = []
     for y, (name, value) in enumerate(rows.items()):
         value, interval = value if isinstance(value, tuple) else (value, None)
+        labels.append(f"{literal(name)}   {value:.3f}")
         axes.barh(y, value, color=IMAGE, alpha=0.85, height=0.62)
-        low, high = interval if interval is not None else (value, value)
         if interval is not None:
-            axes.errorbar(
-                value,
-                y,
-                xerr=[[value - interval[0]], [interval[1] - value]],
-                color="black",
-                capsize=4,
-            )
-        for marks, look in ((chance, (WRONG, "chance")), (ceiling, (RIGHT, "ceiling"))):
-            if marks and name in marks:
-                axes.plot(
-                    [marks[name]] * 2,
-                    [y - 0.4, y + 0.4],
-                    color=look[0],
-                    linewidth=3,
-                    label=look[1] if y == 0 else None,
-                )
-        inside = low > 0.2  # where no mark of a ceiling runs through the number
-        look = {"ha": "right", "color": "white", "fontweight": "bold"} if inside else {}
-        spot = {
-            "xy": (low if inside else high, y),
-            "xytext": (-6 if inside else 6, 0),
-            "textcoords": "offset points",
-        }
-        axes.annotate(f"{value:.3f}", **spot, va="center", fontsize=9, **look)
-    axes.set_yticks(range(len(rows)), [literal(name) for name in rows])
-    axes.set(title=title, xlabel=xlabel, xlim=(0, 1.08))
+            ends = [[value - interval[0]], [interval[1] - value]]
+            axes.errorbar(value, y, xerr=ends, color="black", capsize=4)
+    for label, marks, color in (("chance", chance, WRONG), ("ceiling", ceiling, RIGHT)):
+        spots = [(marks[name], y) for y, name in enumerate(rows) if name in marks]
+        for k, (x, y) in enumerate(spots):
+            axes.vlines(x, y - 0.4, y + 0.4, color=color, linewidth=3, label="_" * k + label)
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set(title=title, xlabel=xlabel, xlim=(0, 1.02))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     if chance or ceiling:
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.6 / (0.3 + 0.46 * len(rows))),
-            ncols=2,
-            frameon=False,
-        )
+        below = 0.5, -0.6 / (0.3 + 0.46 * len(rows))
+        axes.legend(loc="upper center", bbox_to_anchor=below, ncols=2, frameon=False)
     return figure
 
 
-def confusion(matrix, names, title: str = "", top: int | None = None) -> Figure:
-    """Confusion matrix [C, C] (rows: true class), each row in shares; `top` keeps the most confused classes."""
-    matrix = np.asarray(matrix, float)
-    if top is not None and top < len(matrix):
-        wrong = matrix.sum(1) - np.diag(matrix) + matrix.sum(0) - np.diag(matrix)
-        keep = np.sort(np.argsort(-wrong)[:top])
-        matrix, names = matrix[np.ix_(keep, keep)], [names[k] for k in keep]
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    classes = [literal(name) for name in names]
+def confusion(matrix, names, title="") -> Figure:
+    """Confusion matrix [C, C], each row (a true class) in shares."""
+    shares = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
     figure, axes = plt.subplots(figsize=(2.2 + 0.36 * len(names), 1.8 + 0.34 * len(names)))
-    sns.heatmap(
-        shares,
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        xticklabels=classes,
-        yticklabels=classes,
-        ax=axes,
-        square=True,
-        cbar_kws={"label": "share of the row", "shrink": 0.7},
-    )
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-    axes.tick_params(axis="x", rotation=60)
-    plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
-    return figure
-
-
-def found_images(query: str, images, scores, right=None, title: str = "") -> Figure:
-    """The images found for a sentence, best first, with their cosines; right ones framed green, wrong ones red."""
-    titles = [f"{i + 1}.  cosine {s:.2f}" for i, s in enumerate(scores)]
-    heading = title or f"“{wrap(query, 90, 2)}”"
-    return image_grid(images, titles, columns=len(images), size=2.1, title=heading, marks=right)
-
-
-def text_bars(axes, texts, values, colors, width: int, fmt: str = ".2f") -> None:
-    """Bars from the top down, each with its number and its text written over it."""
-    axes.barh(range(len(texts)), values, color=colors, alpha=0.35, height=0.75)
-    for y, (text, value) in enumerate(zip(texts, values, strict=True)):
-        label = f"{value:{fmt}}   {wrap(text, width, 2)}"
-        axes.annotate(
-            label, (0, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
-        )
-    axes.set(yticks=[], xlim=(min(0, min(values)), max(0.01, max(values)) * 1.02))
-    axes.invert_yaxis()
+    display = ConfusionMatrixDisplay(shares, display_labels=[literal(name) for name in names])
+    look = {"include_values": False, "cmap": "Blues", "xticks_rotation": "vertical"}
+    display.plot(ax=axes, im_kw={"vmin": 0, "vmax": 1}, **look)
+    display.im_.colorbar.set_label("share of the row")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.grid(False)
-
-
-def found_captions(image, captions, scores, right=None, title: str = "") -> Figure:
-    """The captions found for a picture, best first, as bars of cosine; right ones green, wrong ones red."""
-    figure, (left, axes) = plt.subplots(1, 2, figsize=(11, 2.9), width_ratios=[2.6, 8])
-    show_image(left, image)
-    colors = GREY if right is None else [RIGHT if r else WRONG for r in right]
-    text_bars(axes, captions, scores, colors, width=88)
-    axes.set(xlabel="cosine")
     figure.suptitle(title)
     return figure
 
 
-def scene_report(image, captions, scores, names, probabilities) -> Figure:
-    """A picture, the captions found for it with their cosines, and its most probable classes."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3), width_ratios=[3, 5.5, 2.4])
-    show_image(left, image)
-    text_bars(middle, captions, scores, TEXT, width=56)
-    text_bars(right, names, probabilities, IMAGE, width=24, fmt=".0%")
-    right.set(xlim=(0, 1))
-    for axes, title, label in (
-        (left, "the scene", ""),
-        (middle, "nearest captions", "cosine"),
-        (right, "which class is it?", "probability"),
-    ):
-        axes.set(xlabel=label)
-        axes.set_title(title, fontsize=11)
-    return figure
+def found_images(query: str, images, scores, right=None, title="") -> Figure:
+    """The images found for a sentence, best first, right ones framed green, wrong ones red."""
+    titles = [f"{i + 1}.  cosine {score:.2f}" for i, score in enumerate(scores)]
+    title = title or f"“{wrap(query, 90, 2)}”"
+    return image_grid(images, titles, len(images), size=2.1, title=title, marks=right)
 
 
-def tokens_and_patches(
-    image, grid: int, pieces: list[str], title: str = "", lines: int = 4
-) -> Figure:
-    """What the towers read: a picture as its strip of patches above its caption as a strip of WordPieces."""
-    pixels = np.asarray(image)
-    side, columns = pixels.shape[0] // grid, -(-grid * grid // lines)
-    patches = [
-        pixels[r * side : (r + 1) * side, c * side : (c + 1) * side]
-        for r in range(grid)
-        for c in range(grid)
-    ]
-    busiest = int(np.argmax([patch.astype(float).std(axis=(0, 1)).sum() for patch in patches]))
+def text_bars(axes, texts, values, colors, width: int, fmt=".2f", title="", xlabel="") -> None:
+    """Bars from the top down, each with its number and its text written over it.
 
-    def tiles(columns):  # the patches in rows, two pixels apart
-        canvas = np.full(
-            (-(-grid * grid // columns) * (side + 2) - 2, columns * (side + 2) - 2, 3),
-            255,
-            np.uint8,
-        )
-        for k, patch in enumerate(patches):
-            y, x = k // columns * (side + 2), k % columns * (side + 2)
-            canvas[y : y + side, x : x + side] = patch
-        return canvas
-
-    figure = plt.figure(figsize=(11, 5.5), layout="none")
-    cut, strip = (
-        figure.add_axes([0.22, 0.55, 0.18, 0.36]),
-        figure.add_axes([0.065, 0.215, 0.915, 0.235]),
-    )
-    one = f"patch {busiest + 1}: {side} × {side} × 3 = {3 * side * side} numbers"
-    for axes, content, name in (
-        (figure.add_axes([0.01, 0.55, 0.18, 0.36]), pixels, "the picture"),
-        (cut, tiles(grid), f"cut into {grid} × {grid} patches"),
-        (figure.add_axes([0.45, 0.55, 0.18, 0.36]), patches[busiest], one),
-        (strip, tiles(columns), ""),
-    ):
-        show_image(axes, content)
-        axes.set_title(name, fontsize=10)
-    for axes, wide in ((cut, grid), (strip, columns)):
-        corner = (busiest % wide * (side + 2) - 1.5, busiest // wide * (side + 2) - 1.5)
-        axes.add_patch(
-            plt.Rectangle(corner, side + 2, side + 2, fill=False, edgecolor=WRONG, linewidth=2)
-        )
-    figure.text(
-        0.01,
-        0.475,
-        f"[CLS], then {len(patches)} patches row by row: what the ViT reads",
-        fontsize=10,
-    )
-    figure.text(0.01, 0.155, f"{len(pieces)} WordPieces: what BERT reads", fontsize=10)
-    words = figure.add_axes([0, 0, 1, 1])
-    words.axis("off")
-    words.set(xlim=(0, 1), ylim=(0, 1))
-    widths = np.array([len(p) + 2.2 for p in pieces], float)
-    widths *= 0.98 / widths.sum()
-    boxes = [
-        (x, 0.06, w - 0.008, 0.07)
-        for x, w in zip(np.cumsum(widths) - widths + 0.01, widths, strict=True)
-    ]
-    for (x, y, wide, high), piece in zip(
-        [*boxes, (0.01, 0.395, 0.048, 0.05)], [*pieces, "[CLS]"], strict=True
-    ):
-        face, edge = ("#eeeeee", GREY) if piece.startswith("[") else ("#fbe3d3", TEXT)
-        look = {"boxstyle": "round,pad=0,rounding_size=0.008", "facecolor": face, "edgecolor": edge}
-        words.add_patch(FancyBboxPatch((x, y), wide, high, **look))
-        size = 9.5 if len(pieces) < 24 else 8
-        words.text(
-            x + wide / 2, y + high / 2, literal(piece), ha="center", va="center", fontsize=size
-        )
-    figure.suptitle(title, fontweight="bold", fontsize=12)
-    return figure
-
-
-def matrix_cell(images, captions, similarity, row: int, column: int) -> Figure:
-    """A matrix of cosines [M, N], captions by pictures, with one cell marked, and what it compares."""
-    similarity = np.asarray(similarity)
-    figure = plt.figure(figsize=(10, 4), layout="none")
-    table, bar = (
-        figure.add_axes([0.06, 0.13, 0.31, 0.77]),
-        figure.add_axes([0.385, 0.2, 0.012, 0.6]),
-    )
-    limit = np.abs(similarity).max()
-    shown = table.imshow(similarity, cmap="vlag", vmin=-limit, vmax=limit, aspect="auto")
-    figure.colorbar(shown, cax=bar).set_label("cosine", fontsize=9)
-    bar.tick_params(labelsize=8)
-    for color, line in (("white", 5), ("black", 2.5)):
-        spot = (column - 0.5, row - 0.5)
-        table.add_patch(
-            plt.Rectangle(spot, 1, 1, fill=False, edgecolor=color, linewidth=line, clip_on=False)
-        )
-    rows, columns = similarity.shape
-    table.set(xlabel="picture", ylabel="caption", xticks=_ticks(columns), yticks=_ticks(rows))
-    table.set_xticklabels([k + 1 for k in _ticks(columns)], fontsize=8)
-    table.set_yticklabels([k + 1 for k in _ticks(rows)], fontsize=8)
-    table.grid(False)
-    score = similarity[row, column]
-    better = (similarity[row] > score).sum(), (similarity[:, column] > score).sum()
-    told = [
-        f"cosine {score:.2f}",
-        f"number {1 + better[0]} of the caption's {columns} pictures",
-        f"number {1 + better[1]} of the picture's {rows} captions",
-    ]
-    show_image(figure.add_axes([0.47, 0.14, 0.22, 0.72]), images[column])
-    figure.text(0.71, 0.83, f"“{wrap(captions[row], 36)}”", va="top", fontsize=11, color=TEXT)
-    figure.text(0.71, 0.17, "\n".join(told), va="bottom", fontsize=10, linespacing=1.6)
-    figure.text(
-        0.06, 0.94, f"caption {row + 1} with picture {column + 1}", fontsize=12, fontweight="bold"
-    )
-    return figure
-
-
-def _ticks(count: int) -> list[int]:
-    return list(range(0, count, max(1, -(-count // 10))))
-
-
-def sharpened(image, captions, cosines, probabilities, factor: float, most: int = 8) -> Figure:
-    """A picture, its cosines with captions [M], and the softmax over them once they are multiplied by a factor.
-
-    The `most` highest are shown.
+    width: characters of a text's line; fmt: of the numbers; with "%" the axis ends at 1.
     """
-    order, count = np.argsort(-np.asarray(cosines))[:most], len(captions)
-    figure = plt.figure(figsize=(10, 4), layout="none")
-    show_image(figure.add_axes([0.01, 0.2, 0.22, 0.6]), image)
-    left, right = (
-        figure.add_axes([0.26, 0.13, 0.48, 0.75]),
-        figure.add_axes([0.76, 0.13, 0.22, 0.75]),
-    )
-    names, cosines, probabilities = (
-        [values[i] for i in order] for values in (captions, cosines, probabilities)
-    )
-    text_bars(
-        left, [shorten(name, 58, placeholder=" …") for name in names], cosines, TEXT, width=60
-    )
-    text_bars(right, ["" for _ in names], probabilities, IMAGE, width=10, fmt=".1%")
-    right.set(xlim=(0, 1))
-    _head(left, "cosines, as they are", "cosine")
-    _head(right, f"softmax of {factor:.3g} × cosine", f"probability among {count}")
-    return figure
-
-
-def about(image, seen, caption, found, scores, names, probabilities, notice: str = "") -> Figure:
-    """A picture, where its cosine with a caption comes from, the captions found for it and its most probable classes.
-
-    seen: (grid [gh, gw], (words, scores, special), cosine); notice: what to know before anything else.
-    """
-    below, above = 2.5, 0.3 if notice else 0.0
-    title = f"“{wrap(caption, 84, 1)}”: cosine {seen.cosine:.2f}"
-    figure = overlays.pair(
-        image, seen.grid, *seen.words, title=title, label="relevance", below=below, above=above
-    )
-    width, height = figure.get_size_inches()
-    figure.text(
-        0.1 / width,
-        1 - 0.08 / height,
-        notice,
-        va="top",
-        fontsize=12,
-        fontweight="bold",
-        color=WRONG,
-    )
-    left = figure.add_axes([0.2 / width, 0.5 / height, 6.6 / width, 1.7 / height])
-    right = figure.add_axes([7.2 / width, 0.5 / height, 3.3 / width, 1.7 / height])
-    text_bars(left, [shorten(text, 88, placeholder=" …") for text in found], scores, TEXT, width=90)
-    text_bars(right, names, probabilities, IMAGE, width=30, fmt=".0%")
-    right.set(xlim=(0, 1))
-    _head(left, "nearest captions", "cosine")
-    _head(right, "which class is it?", "probability")
-    return figure
-
-
-def _head(axes, title: str, label: str) -> None:
+    axes.barh(range(len(texts)), values, color=colors, alpha=0.35, height=0.75)
+    place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+    for y, (text, value) in enumerate(zip(texts, values)):
+        axes.annotate(f"{value:{fmt}}   {wrap(text, width, 2)}", (0, y), **place)
+    end = 1 if "%" in fmt else max(0.01, *values) * 1.02
+    axes.set(yticks=[], xlabel=xlabel, xlim=(min(0, *values), end))
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel(label, fontsize=9)
-    axes.tick_params(labelsize=8.5)
+    axes.invert_yaxis()
+    axes.grid(False)
+
+
+def found_captions(image, captions, scores, right=None, title="") -> Figure:
+    """The captions found for an image, as bars of cosine; right ones green, wrong ones red."""
+    figure, (left, axes) = plt.subplots(1, 2, figsize=(11, 2.9), width_ratios=[2.6, 8])
+    show_image(left, image)
+    colors = GREY if right is None else [RIGHT if r else WRONG for r in right]
+    text_bars(axes, captions, scores, colors, width=88, xlabel="cosine")
+    figure.suptitle(title)
+    return figure
+
+
+def tiles(patches, columns: int) -> np.ndarray:
+    """Patches [P, S, S, 3] in rows of `columns`, with white lines between them: [H, W, 3]."""
+    missing = -len(patches) % columns
+    frames = ((0, missing), (1, 1), (1, 1), (0, 0))
+    framed = np.pad(patches, frames, constant_values=255)
+    rows = framed.reshape(-1, columns, *framed.shape[1:]).swapaxes(1, 2)
+    return rows.reshape(-1, columns * framed.shape[2], 3)
+
+
+def tokens_and_patches(image, grid: int, pieces: list[str], title="") -> Figure:
+    """What the towers read: an image [S, S, 3] as a strip of patches, a caption as WordPieces."""
+    pixels = np.asarray(image)
+    side = len(pixels) // grid
+    patches = pixels.reshape(grid, side, grid, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    busiest = int(patches.std(axis=(1, 2)).sum(axis=1).argmax())
+    figure = plt.figure(figsize=(11, 5.5))
+    axes = figure.subplot_mosaic("abc;ddd;eee", height_ratios=[2.4, 1.5, 0.5])
+    contents = {
+        "the picture": pixels,
+        f"cut into {grid} × {grid} patches": tiles(patches, grid),
+        f"patch {busiest + 1}: {side} × {side} × 3 = {side * side * 3} numbers": patches[busiest],
+        f"[CLS], then {len(patches)} patches row by row: what the ViT reads": tiles(
+            patches, 3 * grid
+        ),
+    }
+    for part, (name, content) in zip(axes.values(), contents.items()):
+        show_image(part, content)
+        part.set_title(name, fontsize=10)
+    axes["e"].set_title(f"{len(pieces)} WordPieces: what BERT reads", fontsize=10)
+    axes["e"].axis("off")
+    ends = np.cumsum([len(piece) + 2 for piece in pieces])
+    box = {"boxstyle": "round", "facecolor": "#fbe3d3", "edgecolor": TEXT}
+    look = {"ha": "center", "fontsize": min(10, 1250 / ends[-1]), "bbox": box}
+    for piece, end in zip(pieces, ends):
+        axes["e"].text((end - len(piece) / 2 - 1) / ends[-1], 0.5, literal(piece), **look)
+    figure.suptitle(title)
+    return figure

@@ -1,101 +1,72 @@
-"""The course's widgets: controls around pure functions `…(…) -> Figure`. The scene composer is in composer.py."""
+"""The course's widgets, each a function that returns controls around a pure `…(…) -> Figure`."""
 
 from __future__ import annotations
 
-import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from ipywidgets import FloatLogSlider
 from matplotlib.figure import Figure
 
-from helpers.attention import Maps
-from helpers.evaluation import class_embeds, class_probabilities, nearest
+from helpers.attention import explain
+from helpers.evaluation import class_probabilities, nearest
 from helpers.minicoco import sprites
 from helpers.minicoco.scenes import Scene, draw
-from helpers.viz import figures
+from helpers.viz import controls, figures, overlays
 from helpers.viz.attention_explorer import Explorer
-from helpers.viz.controls import (
-    Live,
-    SceneControls,
-    compose,
-    opened,
-    slider,
-    textbox,
-    upload,
-    uploaded,
-)
-
-
-def described(
-    model, scene: Scene, captions, caption_embeds, names, name_embeds, k: int = 5
-) -> Figure:
-    """A scene drawn, its k nearest captions and its k most probable classes.
-
-    captions [M] and names [C] with their unit vectors [M, E] and [C, E].
-    """
-    picture = draw(scene)[0]
-    image_embed = model.encode_images([picture])  # [1, E]
-    cosines, rows = nearest(image_embed[0], caption_embeds, k)
-    chances = class_probabilities(image_embed, name_embeds, model.logit_scale.detach().cpu())[0]
-    best, classes = chances.topk(min(k, len(names)))
-    found = [captions[i] for i in rows.tolist()], cosines.tolist()
-    return figures.scene_report(
-        picture, *found, [names[c] for c in classes.tolist()], best.tolist()
-    )
-
-
-class SceneComposer(Live):
-    """The dropdowns of a scene above what `figure` makes of it."""
-
-    def __init__(self, figure, objects: list[str], start: dict):
-        self.scene = SceneControls(objects, start)
-        super().__init__(figure, self.scene.controls, self.scene.rows, height=300)
-
-    def redraw(self, change=None) -> None:
-        """First the colours that a new object can be painted in, then the picture, once."""
-        if self.paused:
-            return
-        self.paused = True
-        self.scene.follow(change and change["owner"])
-        self.paused = False
-        super().redraw(change)
-
-
-def scene_composer(
-    model, captions, caption_embeds, names, name_embeds=None, start: dict | None = None
-) -> SceneComposer:
-    """A scene put together from dropdowns: its picture, its nearest captions, its class probabilities.
-
-    captions [M] with their unit vectors caption_embeds [M, E]; names [C]: the classes, of which those that can be drawn
-    are offered as objects; name_embeds [C, E] by default from `class_embeds`; start: values for the controls, by name,
-    by default a red car beside a dog.
-    Raises ValueError when none of the names can be drawn.
-    """
-    objects = [name for name in names if name in sprites.CATEGORIES]
-    if not objects:
-        raise ValueError(
-            f"None of these {len(names)} names can be drawn; sprites.CATEGORIES lists what can."
-        )
-    if name_embeds is None:
-        name_embeds = class_embeds(model.encode_texts, names)
-    if start is None:
-        start = (
-            {"first": "car", "colour": "red", "second": "dog"}
-            if {"car", "dog"} <= set(objects)
-            else {}
-        )
-    return SceneComposer(
-        lambda **values: described(
-            model, compose(**values), captions, caption_embeds, names, name_embeds
-        ),
-        objects,
-        start,
-    )
-
+from helpers.viz.controls import Live, compose, slider, textbox
 
 DRAWN = "This model has seen drawings and nothing else: what it says of a photograph is a guess."
 
 
+def answers(model, image_embed, captions, caption_embeds, names, name_embeds, k=5) -> tuple:
+    """The k captions nearest to an image, with cosines, and its k most probable names.
+
+    image_embed [E]; captions [M] and names [C] with their unit vectors [M, E] and [C, E].
+    """
+    cosines, rows = nearest(image_embed, caption_embeds, k)
+    scale = model.logit_scale.detach().cpu()
+    probabilities = class_probabilities(image_embed[None], name_embeds, scale)[0]
+    highest, classes = probabilities.topk(min(k, len(names)))
+    found = [captions[i] for i in rows.tolist()], cosines.tolist()
+    return found, ([names[c] for c in classes.tolist()], highest.tolist())
+
+
+def show_answers(left, right, found, classes, width: int) -> None:
+    """What `answers` returns, as bars."""
+    figures.text_bars(left, *found, figures.TEXT, width, ".2f", "nearest captions", "cosine")
+    title = "which class is it?"
+    figures.text_bars(right, *classes, figures.IMAGE, 24, ".0%", title, "probability")
+
+
+def described(model, scene: Scene, captions, caption_embeds, names, name_embeds) -> Figure:
+    """A scene drawn, its nearest captions and its most probable classes; see `answers`."""
+    image = draw(scene)[0]
+    embed = model.encode_images([image])[0]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3), width_ratios=[3, 5.5, 2.4])
+    figures.show_image(left, image)
+    left.set_title("the scene", fontsize=11)
+    both = answers(model, embed, captions, caption_embeds, names, name_embeds)
+    show_answers(middle, right, *both, width=56)
+    return figure
+
+
+def scene_composer(model, captions, caption_embeds, names, name_embeds, start: dict) -> Live:
+    """A scene put together from dropdowns, and what `described` makes of it.
+
+    Objects on offer are the names that can be drawn; start: values of controls, by name.
+    """
+    scene = controls.SceneControls([name for name in names if name in sprites.CATEGORIES], start)
+
+    def figure(**values):
+        made = compose(**values)
+        return described(model, made, captions, caption_embeds, names, name_embeds)
+
+    return Live(figure, scene.controls, scene.rows, 300, scene.follow)
+
+
 def retrieved(model, images, image_embeds, sentence: str, k: int = 5) -> Figure:
-    """The k pictures nearest to a sentence; images [N] with their unit vectors image_embeds [N, E]."""
+    """The k images nearest to a sentence; images [N] with their unit vectors [N, E]."""
     if not sentence.strip():
         raise ValueError("Type a sentence, then press Enter.")
     cosines, rows = nearest(model.encode_texts([sentence])[0], image_embeds, k)
@@ -103,119 +74,129 @@ def retrieved(model, images, image_embeds, sentence: str, k: int = 5) -> Figure:
 
 
 def retrieval_box(model, images, image_embeds, start: str = "a red car next to a dog") -> Live:
-    """A text box that shows the five pictures nearest to what is typed, on Enter; arguments as in `retrieved`."""
+    """A text box above the five images nearest to what is typed; see `retrieved`."""
+
+    def figure(sentence):
+        return retrieved(model, images, image_embeds, sentence)
+
     box = textbox("Sentence:", start, "type a sentence, then press Enter")
-    return Live(
-        lambda sentence: retrieved(model, images, image_embeds, sentence),
-        {"sentence": box},
-        [["sentence"]],
-        height=270,
-    )
+    return Live(figure, {"sentence": box}, [["sentence"]], height=270)
 
 
 def explorer(model, images, captions=None, start: int = 0) -> Explorer:
-    """Where a model looks: any picture and caption, by any method, from any layer, head, patch or word.
+    """Where a model looks: any image and caption, by any method, layer, head, patch or word.
 
-    images: a `CaptionedImages`, or a list of pictures with captions, one or a list of them for each; start: the row of
-    the picture to begin with. Files can be uploaded, scenes composed, captions typed.
+    images: a `CaptionedImages`, or a list of images with captions, one or a list of them for each;
+    start: the row of the image to begin with.
     """
     return Explorer(model, images, captions, start)
 
 
+def matrix_cell(images, captions, similarity, row: int, column: int) -> Figure:
+    """Cosines [M, N] of captions with images, one cell of them marked, and what it compares."""
+    similarity = np.asarray(similarity)
+    (rows, columns), score = similarity.shape, similarity[row, column]
+    figure, (table, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2])
+    limit = np.abs(similarity).max()
+    look = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "aspect": "auto"}
+    cells = table.imshow(similarity, extent=(0.5, columns + 0.5, rows + 0.5, 0.5), **look)
+    figure.colorbar(cells, label="cosine")
+    frame = {"fill": False, "edgecolor": "black", "linewidth": 3, "clip_on": False}
+    table.add_patch(plt.Rectangle((column + 0.5, row + 0.5), 1, 1, **frame))
+    table.set(title=f"caption {row + 1} with picture {column + 1}")
+    table.set(xlabel="picture", ylabel="caption")
+    table.grid(False)
+    figures.show_image(right, images[column])
+    right.set_title(f"“{figures.wrap(captions[row], 40)}”", fontsize=11, color=figures.TEXT)
+    right.set_xlabel(
+        f"cosine {score:.2f}\n"
+        f"number {(similarity[row] > score).sum() + 1} of the caption's {columns} pictures\n"
+        f"number {(similarity[:, column] > score).sum() + 1} of the picture's {rows} captions"
+    )
+    return figure
+
+
 def matrix_explorer(images, captions, similarity) -> Live:
-    """A matrix of cosines [M, N] of captions with pictures: choose a row and a column, see what meets there."""
+    """Sliders for the row and the column of `matrix_cell`."""
+
+    def figure(row, column):
+        return matrix_cell(images, captions, similarity, row - 1, column - 1)
+
     rows, columns = similarity.shape
-    controls = {
+    sliders = {
         "row": slider("Caption no.:", 1, rows, 1),
         "column": slider("Picture no.:", 1, columns, 1),
     }
-    return Live(
-        lambda row, column: figures.matrix_cell(images, captions, similarity, row - 1, column - 1),
-        controls,
-        [["row", "column"]],
-        height=400,
-    )
+    return Live(figure, sliders, [["row", "column"]], height=400)
 
 
-def softened(image, image_embed, captions, text_embeds, factor: float) -> Figure:
-    """The softmax over captions [M] of one picture, its cosines multiplied by a factor (1 / temperature) first.
+def softened(image, image_embed, captions, text_embeds, factor: float, k: int = 8) -> Figure:
+    """The k captions nearest to an image, and the softmax over all, cosines times a factor.
 
-    image_embed [E] and text_embeds [M, E]: unit vectors.
+    image_embed [E] and text_embeds [M, E]: unit vectors; factor: 1 / temperature.
     """
-    chances = class_probabilities(image_embed[None], text_embeds, torch.tensor(factor).log())[0]
-    return figures.sharpened(
-        image, captions, (text_embeds @ image_embed).tolist(), chances.tolist(), factor
+    cosines, rows = nearest(image_embed, text_embeds, k)
+    scale = torch.tensor(factor).log()
+    shares = class_probabilities(image_embed[None], text_embeds, scale)[0, rows]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 4), width_ratios=[2, 5, 2.2])
+    figures.show_image(left, image)
+    found = [captions[i] for i in rows.tolist()], cosines.tolist()
+    figures.text_bars(middle, *found, figures.TEXT, 60, ".2f", "cosines, as they are", "cosine")
+    title, label = f"softmax of {factor:.3g} × cosine", f"probability among {len(captions)}"
+    figures.text_bars(
+        right, [""] * len(rows), shares.tolist(), figures.IMAGE, 1, ".1%", title, label
     )
+    return figure
 
 
 def temperature_slider(images, image_embeds, captions, text_embeds, factor: float = 14.3) -> Live:
-    """A slider for the factor on the cosines, from 1 to 100, and what it makes of a picture's softmax.
+    """A slider for the factor of `softened`, from 1 to 100, and one for the image."""
 
-    images [N] and captions [M] with their unit vectors [N, E] and [M, E]; factor: where it starts.
-    """
-    log = {"kind": widgets.FloatLogSlider, "base": 10, "step": 0.02, "readout_format": ".1f"}
-    controls = {
+    def figure(number, factor):
+        image, embed = images[number - 1], image_embeds[number - 1]
+        return softened(image, embed, captions, text_embeds, factor)
+
+    options = {"kind": FloatLogSlider, "step": 0.02, "readout_format": ".1f"}
+    sliders = {
         "number": slider("Picture:", 1, len(images), 1),
-        "factor": slider("Factor:", 0, 2, factor, **log),
+        "factor": slider("Factor:", 0, 2, factor, **options),
     }
-    return Live(
-        lambda number, factor: softened(
-            images[number - 1], image_embeds[number - 1], captions, text_embeds, factor
-        ),
-        controls,
-        [["number", "factor"]],
-        height=400,
-    )
+    return Live(figure, sliders, [["number", "factor"]], height=400)
 
 
-def explained(
-    model, file, captions, caption_embeds, names, name_embeds, drawn: bool, caption: str = ""
-) -> Figure:
-    """A picture of one's own: its nearest captions, its classes, and where its cosine with a caption comes from.
+def explained(model, file, captions, caption_embeds, names, name_embeds, drawn, caption=""):
+    """An image file, `answers` on it, and where its cosine with a caption comes from: a Figure.
 
-    file: a path, or what `uploaded` gives; captions [M] and names [C] with their unit vectors [M, E] and [C, E];
-    drawn: says first that the model has seen only drawings (a profile's `rendered`); caption: the one to explain, by
-    default the nearest. Raises FileNotFoundError or OSError, in one sentence, for a file that holds no picture.
+    file: a path, or what `uploaded` returns; drawn: says first that the model knows only drawings;
+    caption: the one to explain, by default the nearest. OSError for a file that holds no image.
     """
-    image = opened(file)
-    image_embed = model.encode_images([image])  # [1, E]
-    cosines, rows = nearest(image_embed[0], caption_embeds)
-    chances = class_probabilities(image_embed, name_embeds, model.logit_scale.detach().cpu())[0]
-    best, classes = chances.topk(min(5, len(names)))
-    found = [captions[i] for i in rows.tolist()]
-    caption = caption.strip() or found[0]
-    seen = Maps(model).see(image, caption, "relevance")
-    classes = [names[c] for c in classes.tolist()]
-    return figures.about(
-        image,
-        seen,
-        caption,
-        found,
-        cosines.tolist(),
-        classes,
-        best.tolist(),
-        DRAWN if drawn else "",
-    )
+    image = controls.opened(file)
+    embed = model.encode_images([image])[0]
+    found, classes = answers(model, embed, captions, caption_embeds, names, name_embeds)
+    caption = caption.strip() or found[0][0]
+    grids, words = explain(model, [image], [caption])
+    figure = plt.figure(figsize=(10.6, 7))
+    shape = {"width_ratios": [3, 3.6, 2.6], "height_ratios": [3, 1.7]}
+    axes = figure.subplot_mosaic("imw;ccp", **shape)
+    figures.show_image(axes["i"], image)
+    figure.colorbar(overlays.overlay(axes["m"], image, grids[0]), label="relevance")
+    overlays.word_bars(axes["w"], *words[0])
+    show_answers(axes["c"], axes["p"], found, classes, width=90)
+    cosine = float(model.encode_texts([caption])[0] @ embed)
+    title = f"“{figures.wrap(caption, 84, 1)}”: cosine {cosine:.2f}"
+    figure.suptitle(f"{DRAWN}\n{title}" if drawn else title, fontsize=12)
+    return figure
 
 
-def own_picture(
-    model, captions, caption_embeds, names, name_embeds, drawn: bool, start=None
-) -> Live:
-    """Upload a picture: what `explained` makes of it. start: the path of a picture to begin with."""
+def own_picture(model, captions, caption_embeds, names, name_embeds, drawn, start=None) -> Live:
+    """A button to upload an image, and what `explained` makes of it; start: a first path."""
 
     def figure(file, caption):
-        picture = uploaded(file) or start
-        if picture is None:
+        file = controls.uploaded(file) or start
+        if file is None:
             raise ValueError("Upload a picture with the button above.")
-        return explained(
-            model, picture, captions, caption_embeds, names, name_embeds, False, caption
-        )
+        return explained(model, file, captions, caption_embeds, names, name_embeds, drawn, caption)
 
-    controls = {
-        "file": upload("Upload a picture"),
-        "caption": textbox("Caption:", "", "type one and press Enter; empty: the nearest"),
-    }
-    live = Live(figure, controls, [["file"], ["caption"]], height=700)
-    if drawn:  # said above the controls, before there is a picture
-        live.children = [widgets.HTML(f"<strong>{DRAWN}</strong>"), *live.children]
-    return live
+    box = textbox("Caption:", "", "type one and press Enter; empty: the nearest")
+    fields = {"file": controls.upload("Upload a picture"), "caption": box}
+    return Live(figure, fields, [["file"], ["caption"]], height=700)
