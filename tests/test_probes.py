@@ -1,17 +1,19 @@
-"""helpers/instances.py against hand-written files in COCO's format and pycocotools."""
-
-from __future__ import annotations
-
-import copy
-import json
+"""helpers/probes.py against hand-written files in COCO's format and pycocotools."""
 
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
 from helpers.data import CaptionedImages
-from helpers.probes import Instances, load_probes
-from tests.coco_files import IDS, LICENSES, image_entry, profile, write_images, write_twelve
+from helpers.probes import PROBES, Instances, load_compositional, load_probes
+from tests.coco_files import (
+    IDS,
+    image_entry,
+    profile,
+    write_annotations,
+    write_images,
+    write_twelve,
+)
 
 CATEGORIES = [
     {"supercategory": "animal", "id": 18, "name": "dog"},
@@ -22,117 +24,105 @@ CATEGORIES = [
 
 def instance(annotation_id, image_id, category_id, bbox, **more):
     x, y, w, h = bbox
-    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     entry = {
-        "segmentation": polygon,
+        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
         "area": w * h,
         "iscrowd": 0,
         "image_id": image_id,
         "bbox": bbox,
+        "category_id": category_id,
+        "id": annotation_id,
     }
-    return entry | {"category_id": category_id, "id": annotation_id} | more
+    return entry | more
 
 
 def write_instances(root, annotations, ids=IDS, name="val2017"):
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
     images = [image_entry(image_id) for image_id in ids]
-    data = {
-        "info": {},
-        "licenses": LICENSES,
-        "images": images,
-        "annotations": annotations,
-        "categories": CATEGORIES,
-    }
-    path = root / "annotations" / f"instances_{name}.json"
-    path.write_text(json.dumps(copy.deepcopy(data)))
-    return path
+    write_annotations(root, f"instances_{name}.json", images, annotations, categories=CATEGORIES)
 
 
 @pytest.fixture
 def root(tmp_path):
-    return write_twelve(tmp_path)
-
-
-@pytest.fixture
-def instances(root):
+    write_twelve(tmp_path)
     crowd = {"segmentation": {"counts": [0, 32 * 10, 32 * 38], "size": [32, 48]}, "iscrowd": 1}
-    path = write_instances(
-        root,
-        [
-            instance(1, 139, 18, [4, 4, 20, 16]),
-            instance(2, 139, 18, [20, 10, 8, 8]),
-            instance(3, 139, 1, [0, 0, 6, 6]),
-            instance(4, 285, 3, [30, 8, 16, 10]),
-            instance(5, 632, 1, [0, 0, 10, 32], **crowd),
-            instance(6, 724, 1, [0, 0, 40, 10]),  # a square around it would not fit
-            instance(7, 776, 1, [0, 0, 20, 20]),
-            instance(8, 776, 3, [20, 0, 20, 20]),
-        ],
-    )
-    return Instances(root), COCO(path)
-
-
-def test_labels_boxes_and_masks(instances, capsys):
-    ours, oracle = instances
-    capsys.readouterr()
-    assert ours.names == ["person", "car", "dog"]
-    assert ours.labels([139, 285, 785]).tolist() == [
-        [True, False, True],
-        [False, True, False],
-        [False] * 3,
+    rows = [
+        instance(1, 139, 18, [4, 4, 20, 16]),
+        instance(2, 139, 18, [20, 10, 8, 8]),
+        instance(3, 139, 1, [0, 0, 6, 6]),
+        instance(4, 285, 3, [30, 8, 16, 10]),
+        instance(5, 632, 1, [0, 0, 10, 32], **crowd),
+        instance(6, 724, 1, [0, 0, 40, 10]),  # a square around it would not fit
+        instance(7, 776, 1, [0, 0, 20, 20]),
+        instance(8, 776, 3, [20, 0, 20, 20]),
     ]
-    assert ours.boxes(139)[0] == ("dog", (4, 4, 20, 16)) and len(ours.boxes(139)) == 3
-    for image_id, name, category in [(139, "dog", 18), (139, "person", 1), (632, "person", 1)]:
-        expected = (
-            sum(oracle.annToMask(a) for a in oracle.loadAnns(oracle.getAnnIds(image_id, category)))
-            > 0
-        )
-        mask = ours.mask(image_id, name)
-        assert mask.dtype == bool and mask.any() and np.array_equal(mask, expected)
-    empty = ours.mask(139, "car")
-    assert empty.shape == (32, 48) and empty.dtype == bool and not empty.any()
+    write_instances(tmp_path, rows)
+    return tmp_path
+
+
+def test_labels_and_boxes(root, capsys):
+    instances = Instances(root)
     assert capsys.readouterr().out == ""
-
-
-def test_labels_of_an_unlisted_image(instances):
+    assert instances.names == ["person", "car", "dog"]
+    labels = [[True, False, True], [False, True, False], [False] * 3]
+    assert instances.labels([139, 285, 785]).tolist() == labels
+    assert instances.boxes(139)[0] == ("dog", (4, 4, 20, 16)) and len(instances.boxes(139)) == 3
     with pytest.raises(KeyError, match="instances_val2017.json does not list image 140"):
-        instances[0].labels([140])
+        instances.labels([140])
 
 
-def test_instances_errors(root):
-    with pytest.raises(FileNotFoundError, match="instances_val2017.json does not exist"):
-        Instances(root)
+def test_masks_are_those_of_pycocotools(root):
+    instances, oracle = Instances(root), COCO(root / "annotations/instances_val2017.json")
+    for image_id, name, category in [(139, "dog", 18), (139, "person", 1), (632, "person", 1)]:
+        rows = oracle.loadAnns(oracle.getAnnIds(image_id, category))
+        mask = instances.mask(image_id, name)
+        assert mask.dtype == bool and mask.any()
+        assert np.array_equal(mask, sum(oracle.annToMask(a) for a in rows) > 0)
+    empty = instances.mask(139, "car")
+    assert empty.shape == (32, 48) and empty.dtype == bool and not empty.any()
+
+
+def test_a_file_that_is_missing_or_of_another_kind(root):
+    with pytest.raises(FileNotFoundError, match="instances_train2017.json does not exist"):
+        Instances(root, "instances_train2017.json")
     with pytest.raises(ValueError, match="captions_val2017.json has no `categories`"):
         Instances(root, "captions_val2017.json")
 
 
-def test_probes_of_coco_are_crops_of_val(root, instances):
+def test_probes_of_coco_are_crops_of_val(root):
     row = profile(root, train_folder="train2017", val_images=None)
-    probes = load_probes(row)
-    assert list(probes) == ["known"]
-    known = probes["known"]
+    [(name, known)] = load_probes(row).items()
+    assert name == "known" and len(known) == 2
     assert [path.name for path in known.paths] == ["000000000139.jpg", "000000000285.jpg"]
     assert [known.names[label] for label in known.labels] == ["dog", "car"]
-    assert known.squares == [(4, 2, 24, 22), (30, 5, 46, 21)]
-    assert (
-        len(known) == 2
-        and known.image(0).size == (20, 20)
-        and known.image(1, size=8).size == (16, 16)
-    )
+    assert known.crop_boxes == [(4, 2, 24, 22), (30, 5, 46, 21)]
+    assert known.image(0).size == (20, 20) and known.image(1, size=8).size == (16, 16)
     whole = CaptionedImages(root).image(0)
     assert np.array_equal(known.image(0), whole.crop((4, 2, 24, 22)))
+    assert load_compositional(row) == {}
 
 
 def test_probes_of_minicoco(root):
-    for name in ("known", "unseen_drawing", "uncaptioned", "unseen", "pairs"):
-        more = {"colour": "red"} if name == "pairs" else {}
-        found = [instance(k, 40 + k, 18 - 15 * k, [4, 4, 20, 16], **more) for k in range(2)]
-        write_instances(root / "probes", found, [40, 41], name)
+    for name in PROBES:
+        more = {"colour": "red"} if name == "novel_combinations" else {}
+        rows = [instance(k, 40 + k, 18 - 15 * k, [4, 4, 20, 16], **more) for k in range(2)]
+        write_instances(root / "probes", rows, [40, 41], name)
         write_images(root / "probes", [40, 41], name)
     probes = load_probes(profile(root))
-    assert list(probes) == ["known", "unseen_drawing", "uncaptioned", "unseen", "pairs"]
+    assert tuple(probes) == PROBES
     for name, probe in probes.items():
         assert [probe.names[label] for label in probe.labels] == ["dog", "car"]
         assert probe.image(1).size == (48, 32) and probe.image(1, 16).size == (24, 16)
         assert probe.paths[0] == root / "probes" / name / "000000000040.jpg"
-        assert probe.colours == (["red", "red"] if name == "pairs" else None)
+        assert probe.colours == (["red", "red"] if name == "novel_combinations" else None)
+
+
+def test_compositional_captions_by_kind(root):
+    row = {"image_id": 40, "id": 1, "caption": "A cat and a dog.", "foil": "A dog and a cat."}
+    rows = [row | {"kind": "order"}, row | {"image_id": 41, "kind": "binding"}]
+    images = [image_entry(40), image_entry(41)]
+    write_annotations(root / "probes", "captions_compositional.json", images, rows)
+    folder, sentences = root / "probes/compositional", ("A cat and a dog.", "A dog and a cat.")
+    assert load_compositional(profile(root)) == {
+        "order": [(folder / "000000000040.jpg", *sentences)],
+        "binding": [(folder / "000000000041.jpg", *sentences)],
+    }

@@ -62,20 +62,15 @@ def glyph(char: str, category: str = "") -> Image.Image:
     if category == "fork":  # the drawing shows a knife and a fork: keep the fork
         pixels[:, :110, 3] = 0
     elif category == "boat":  # the sea belongs to the place
-        pixels[near_colours(pixels, "#92D3F5"), 3] = 0
+        sea = cityblock(pixels, ["#92D3F5"]).min(-1) < 90
+        pixels[sea, 3] = 0
     elif category == "tie":  # the drawing is mostly a shirt: keep the tie and its outline
-        tie = near_colours(pixels, "#B399C8", "#8967AA")
-        around = np.array(Image.fromarray(tie).convert("L").filter(ImageFilter.MaxFilter(9))) > 0
-        outline = around & (pixels[..., :3].max(-1) < 90)
+        tie = (cityblock(pixels, ["#B399C8", "#8967AA"]).min(-1) < 90) & (pixels[..., 3] > 0)
+        wider = Image.fromarray(tie).convert("L").filter(ImageFilter.MaxFilter(9))
+        outline = (np.array(wider) > 0) & (pixels[..., :3].max(-1) < 90)
         pixels[~tie & ~outline, 3] = 0
     image = Image.fromarray(pixels)
     return image.crop(image.getbbox())
-
-
-def near_colours(pixels: np.ndarray, *colours: str) -> np.ndarray:
-    """Where a drawing [h, w, 4] has one of the colours, or nearly: bool [h, w]."""
-    distances = cdist(pixels[..., :3].reshape(-1, 3), [rgb(c) for c in colours], "cityblock")
-    return (distances.min(-1) < 90).reshape(pixels.shape[:2]) & (pixels[..., 3] > 0)
 
 
 @lru_cache(None)
@@ -85,24 +80,32 @@ def sprite(char: str, category: str = "", colour: str | None = None) -> Image.Im
     if colour is None:
         return image
     pixels = np.array(image)
-    palette = [(family, shade) for family, shades in FAMILIES.items() for shade in shades]
-    distances = cdist(pixels[..., :3].reshape(-1, 3), [rgb(s) for _, s in palette], "cityblock")
-    nearest = distances.argmin(-1).reshape(pixels.shape[:2])  # [h, w], an entry of the palette
-    solid = pixels[..., 3] > 200
-    counts = np.bincount(nearest[solid], minlength=len(palette))
-    area = {f: sum(n for n, (g, _) in zip(counts, palette) if g == f) for f in sorted(FAMILIES)}
+    families = [family for family, entries in FAMILIES.items() for _ in entries]
+    nearest = cityblock(pixels, sum(FAMILIES.values(), [])).argmin(-1)  # [h, w]
+    solid = nearest[pixels[..., 3] > 200]
+    counts = np.bincount(solid, minlength=len(families))
+    area = dict.fromkeys(sorted(FAMILIES), 0.0)
+    for family, count in zip(families, counts):
+        area[family] += count
     area["black"] = 0  # the outlines
     area["white"] *= 0.3  # white is paper more often than paint
-    families = [max(area, key=area.get)]
+    largest = [max(area, key=area.get)]
     # A drawing's two blues are one paint, but a vehicle's windows stay as they are.
-    if families[0] in ("sky", "blue") and CATEGORIES[category]["supercategory"] != "vehicle":
-        families = ["sky", "blue"]
-    members = [k for k, (family, _) in enumerate(palette) if family in families]
-    present = [k for k in members if counts[k] > 0.02 * solid.sum()]
+    if largest[0] in ("sky", "blue") and CATEGORIES[category]["supercategory"] != "vehicle":
+        largest = ["sky", "blue"]
+    members = [k for k, family in enumerate(families) if family in largest]
+    present = [k for k in members if counts[k] > 0.02 * len(solid)]
     fill, shade = (rgb(c) for c in COLOURS[colour])
     for k in members:
-        pixels[nearest == k, :3] = shade if len(present) > 1 and k > present[0] else fill
+        darker = len(present) > 1 and k > present[0]
+        pixels[nearest == k, :3] = shade if darker else fill
     return Image.fromarray(pixels)
+
+
+def cityblock(pixels: np.ndarray, colours: list[str]) -> np.ndarray:
+    """How far each pixel [h, w, 4] is from each colour: [h, w, colours], summed over RGB."""
+    distances = cdist(pixels[..., :3].reshape(-1, 3), [rgb(c) for c in colours], "cityblock")
+    return distances.reshape(*pixels.shape[:2], -1)
 
 
 def fit(image: Image.Image, size: float) -> Image.Image:
