@@ -1,7 +1,8 @@
-"""Writes README's tables from data/results/*.json, each between its two markers. Nothing in them is typed by hand.
+"""Writes README's tables from data/results/*.json, each between its two markers.
 
-The table holds the headline numbers; everything else that notebooks measure stays in the JSON files. A number that
-several notebooks report is taken from the first of them.
+Nothing in them is typed by hand. The first table holds the headline numbers; everything else that
+notebooks measure stays in the JSON files. A number that several notebooks report is taken from the
+first of them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,6 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- results -->", "<!-- /results -->"
-GPU_START, GPU_END = "<!-- gpu -->", "<!-- /gpu -->"
-MAPS_START, MAPS_END = "<!-- maps -->", "<!-- /maps -->"
-
 MODELS = {
     "projection": "Projection heads",
     "finetuned-image": "Image tower tuned",
@@ -47,16 +44,23 @@ METHODS = {
     "wrong-caption": "*Relevance of another object's caption*",
     "random": "*Random*",
 }
+PRECISIONS = {"no": "32 bits", "bf16": "bf16", "fp16": "fp16, scaled loss"}
 
 
-def number(metric: dict) -> str:
-    """mean ± standard deviation, and the 95 % interval in brackets where there is one."""
-    text = f"{metric['mean']:.3f}"
-    if metric.get("seeds", 1) > 1 and metric.get("std") is not None:
-        text += f" ± {metric['std']:.3f}"
+def markdown(head: list[str], rows: list[list[str]], caption: str) -> str:
+    """A table and the line under it."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines, "", caption])
+
+
+def number(metric: dict | None) -> str:
+    """mean ± deviation over seeds, or ± error, and the 95 % interval in brackets."""
+    if metric is None:
+        return ""
+    spread = metric.get("error", metric.get("std") if metric.get("seeds", 1) > 1 else None)
+    text = f"{metric['mean']:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
     if metric.get("interval"):
-        low, high = metric["interval"]
-        text += f" [{low:.2f}, {high:.2f}]"
+        text += " [{:.2f}, {:.2f}]".format(*metric["interval"])
     return text
 
 
@@ -67,123 +71,85 @@ def bound(metric: dict, name: str) -> str:
 def table(results: list[dict], study: dict | None = None) -> str:
     """The Markdown table of `results`, the parsed JSON files in the order of their notebooks.
 
-    study: the file of the study, named as the source of some of these numbers, for the machine it ran on.
+    study: the file of the study, the source of some of these numbers, for the machine it ran on.
     """
-    metrics: dict[str, dict] = {}
+    metrics = {}
     for result in results:
-        metrics = {**result["metrics"], **metrics}
-    models = [
-        model for model in MODELS if any(f"{model}/{headline}" in metrics for headline in HEADLINES)
-    ]
+        metrics = result["metrics"] | metrics
+    models = [m for m in MODELS if any(f"{m}/{headline}" in metrics for headline in HEADLINES)]
     if not models:
         return "No results yet: `make outputs` measures them."
-    lines = [
-        "| | Chance | " + " | ".join(MODELS[model] for model in models) + " | Ceiling |",
-        "|---|---|" + "---|" * len(models) + "---|",
-    ]
+    rows = []
     for headline, label in HEADLINES.items():
-        row = {
-            model: metrics[f"{model}/{headline}"]
-            for model in models
-            if f"{model}/{headline}" in metrics
-        }
-        if row:
-            cells = [number(row[model]) if model in row else "" for model in models]
-            first = next(iter(row.values()))
-            lines.append(
-                f"| {label} | {bound(first, 'chance')} | {' | '.join(cells)} | {bound(first, 'ceiling')} |"
-            )
-    ran = [*results, study] if study else results
-    machines = {f"{result['machine']['cpu']}, {result['machine']['cores']} cores" for result in ran}
-    profiles = {result["profile"] for result in results}
-    where = f"Profile {', '.join(sorted(profiles))}, measured on {'; '.join(sorted(machines))}."
-    how = "Mean ± standard deviation over seeds; brackets: 95 % confidence interval. Made by `make readme`."
-    lines += ["", f"{where} {how}"]
-    return "\n".join(lines)
+        cells = [metrics.get(f"{model}/{headline}") for model in models]
+        if first := next(filter(None, cells), None):
+            chance, ceiling = bound(first, "chance"), bound(first, "ceiling")
+            rows.append([label, chance, *map(number, cells), ceiling])
+    machines = [result["machine"] for result in [*results, *([study] if study else [])]]
+    machines = sorted({f"{machine['cpu']}, {machine['cores']} cores" for machine in machines})
+    profiles = sorted({result["profile"] for result in results})
+    caption = f"Profile {', '.join(profiles)}, measured on {'; '.join(machines)}. Mean ± standard "
+    caption += "deviation over seeds; brackets: 95 % confidence interval. Made by `make readme`."
+    return markdown(["", "Chance", *(MODELS[m] for m in models), "Ceiling"], rows, caption)
 
 
 def maps_table(metrics: dict) -> str:
-    """The Markdown table of what maps are worth, from the metrics of notebook 07; baselines in italics."""
-
-    def cell(method: str, metric: str) -> str:
-        found = metrics.get(f"{method}/{metric}")
-        return "" if found is None else f"{found['mean']:.3f} ± {found['error']:.3f}"
-
-    known = [method for method in METHODS if f"{method}/pointing_game/accuracy" in metrics]
-    if not known:
+    """The Markdown table of what maps are worth, from the metrics of notebook 07."""
+    accuracy = {method: metrics.get(f"{method}/pointing_game/accuracy") for method in METHODS}
+    accuracy = {method: metric for method, metric in accuracy.items() if metric}
+    if not accuracy:
         return "No maps measured yet: `make outputs` does."
-    lines = ["| | Points at the named object | … with heads alone | Energy inside it | Follows a swapped caption |",
-             "|---|---|---|---|---|"]  # fmt: skip
-    for method in known:
-        names = ("accuracy", f"{method}-before"), ("energy", method), ("swap", method)
-        others = [cell(model, f"pointing_game/{metric}") for metric, model in names]
-        lines.append(
-            f"| {METHODS[method]} | {cell(method, 'pointing_game/accuracy')} | {' | '.join(others)} |"
-        )
-    first = metrics["relevance/pointing_game/accuracy"]
-    few = {
-        method for method in known if metrics[f"{method}/pointing_game/accuracy"]["n"] < first["n"]
-    }
-    counts = f"{first['n']} pictures with a caption that names one of their objects"
-    if few:
-        less = metrics[f"{sorted(few)[0]}/pointing_game/accuracy"]["n"]
-        counts += f" ({', '.join(METHODS[method].lower() for method in METHODS if method in few)}: {less})"
-    lines += ["", f"Notebook 07, {counts}; the image tower tuned. A patch taken at random touches the object in "
-              f"{first['chance']:.3f} of cases. Mean ± standard error. Made by `make readme`."]  # fmt: skip
-    return "\n".join(lines)
+    head = ["", "Points at the named object", "… with heads alone", "Energy inside it"]
+    rows = []
+    for method in accuracy:
+        names = "accuracy", "before", "energy", "swap"
+        cells = {name: metrics.get(f"{method}/pointing_game/{name}") for name in names}
+        cells["before"] = metrics.get(f"{method}-before/pointing_game/accuracy")
+        rows.append([METHODS[method], *map(number, cells.values())])
+    first = accuracy["relevance"]
+    few = {METHODS[m].lower(): r["n"] for m, r in accuracy.items() if r["n"] < first["n"]}
+    few = f" ({', '.join(few)}: {min(few.values())})" if few else ""
+    caption = f"Notebook 07, {first['n']} pictures with a caption that names one of their objects"
+    caption += f"{few}; the image tower tuned. A patch taken at random touches the object in "
+    caption += f"{first['chance']:.3f} of cases. Mean ± standard error. Made by `make readme`."
+    return markdown([*head, "Follows a swapped caption"], rows, caption)
 
 
 def gpu_table(result: dict | None) -> str:
     """The Markdown table of data/results/gpu.json, or what writes it."""
     if result is None:
         return "On a GPU nothing has been measured yet: `python -m benchmarks.gpu` does."
-    names = {"no": "32 bits", "bf16": "bf16", "fp16": "fp16, scaled loss"}
-    lines = ["| Precision | Images/s | TFLOP/s | Peak of memory, GB |", "|---|---|---|---|"]
+    rows = []
     for precision, row in result["fine_tuning"].items():
+        speed = f"{row['images_per_second']:.0f}", f"{row['tflop_per_second']:.1f}"
         peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
-        numbers = f"{row['images_per_second']:.0f} | {row['tflop_per_second']:.1f} | {peak}"
-        lines.append(f"| {names[precision]} | {numbers} |")
-    card, taken = f"{result['machine']['gpu']}, {result['memory_gb']:.0f} GB", result["extraction"]
-    lines += [
-        "",
-        f"{card}: both towers tuned, of ViT-B/16's and BERT-base's shape, weights and pictures random; batches of "
-        f"{result['batch_size']}, {result['patches']:.0%} of the patches. Features of {taken['images']:,} JPEGs and "
-        f"{taken['captions']:,} captions took {taken['seconds']:.0f} s. Made by `python -m benchmarks.gpu`.",
-    ]
-    return "\n".join(lines)
+        rows.append([PRECISIONS[precision], *speed, peak])
+    read = result["extraction"]
+    caption = f"{result['machine']['gpu']}, {result['memory_gb']:.0f} GB: both towers tuned, of "
+    caption += "ViT-B/16's and BERT-base's shape, weights and pictures random; batches of "
+    caption += f"{result['batch_size']}, {result['patches']:.0%} of the patches. Features of "
+    caption += f"{read['images']:,} JPEGs and {read['captions']:,} captions took "
+    caption += f"{read['seconds']:.0f} s. Made by `python -m benchmarks.gpu`."
+    return markdown(["Precision", "Images/s", "TFLOP/s", "Peak of memory, GB"], rows, caption)
 
 
-def fill(readme: str, text: str, start: str = START, end: str = END) -> str:
-    """`readme` with `text` between two markers. Raises ValueError where a marker is missing."""
+def fill(readme: str, name: str, text: str) -> str:
+    """`readme` with `text` between the two markers of that name. ValueError without them."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in readme or end not in readme:
         raise ValueError(f"README.md needs the markers {start} and {end}, in this order.")
     before, rest = readme.split(start, 1)
     return f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}"
 
 
-def load() -> list[dict]:
-    """The committed results of the notebooks, in their order."""
-    return [
-        json.loads(path.read_text())
-        for path in sorted((ROOT / "data/results").glob("[0-9][0-9].json"))
-    ]
-
-
 def filled(readme: str) -> str:
     """`readme` with every table as data/results says."""
-    gpu, results = ROOT / "data/results/gpu.json", load()
-    maps = next((result["metrics"] for result in results if result["notebook"] == "07"), {})
-    study = ROOT / "data/results/study.json"
-    readme = fill(
-        readme, table(results, json.loads(study.read_text()) if study.is_file() else None)
-    )
-    readme = fill(readme, maps_table(maps), MAPS_START, MAPS_END)
-    return fill(
-        readme,
-        gpu_table(json.loads(gpu.read_text()) if gpu.is_file() else None),
-        GPU_START,
-        GPU_END,
-    )
+    paths = sorted((ROOT / "data/results").glob("*.json"))
+    files = {path.stem: json.loads(path.read_text()) for path in paths}
+    notebooks = [result for name, result in files.items() if name.isdigit()]
+    readme = fill(readme, "results", table(notebooks, files.get("study")))
+    readme = fill(readme, "maps", maps_table(files.get("07", {}).get("metrics", {})))
+    return fill(readme, "gpu", gpu_table(files.get("gpu")))
 
 
 if __name__ == "__main__":
@@ -191,4 +157,4 @@ if __name__ == "__main__":
     partial = readme.with_name(".README.md.partial")
     partial.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
     os.replace(partial, readme)
-    print(f"README.md: tables from {len(load())} result files.")
+    print("README.md: its tables are those of data/results.")
