@@ -61,7 +61,10 @@ def draw_captions(seed: int, epoch: int, image_ids, counts) -> np.ndarray:
 
 
 def visiting_order(seed: int, epoch: int, image_ids) -> np.ndarray:
-    """The order in which training visits the images in `epoch`: a permutation [N]."""
+    """The order in which training visits the images in `epoch`: a permutation [N].
+
+    Taught in notebook 01, "12 · A batch".
+    """
     return np.argsort(splitmix64(ORDER, seed, epoch, image_ids))
 
 
@@ -168,11 +171,7 @@ def load_split(profile, split: str) -> CaptionedImages:
 
 
 def prefetch(
-    load: Callable,
-    items: Iterable,
-    workers: int = WORKERS,
-    ahead: int = WORKERS,
-    at_start: Callable | None = None,
+    load: Callable, items: Iterable, workers: int = WORKERS, ahead: int = WORKERS
 ) -> Iterator:
     """load(item) for each item, in order, while threads work on the next `ahead` ones.
 
@@ -180,7 +179,7 @@ def prefetch(
     every system. An error of `items` comes after the results of what was begun before it.
     """
     waiting, items, failure = deque(), iter(items), None
-    with ThreadPoolExecutor(workers, initializer=at_start) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
             while failure is None:
                 try:
