@@ -22,17 +22,14 @@ from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, load_model, save_heads
 from helpers.storage.download import download
 from helpers.storage.files import atomic_write
-from helpers.training import fit
+from helpers.training import History, fit
 
-UNSTEADY = (
-    "losses",
-    "seconds",
-    "images_per_second",
-)  # not kept beside the heads: long, or other at every run
+# Not kept beside the heads: long, or different at every run.
+UNSTEADY = ("losses", "seconds", "images_per_second")
 
 
 def data(profile: Profile, split: str) -> CaptionedImages:
-    """Pictures and captions of a split ("train", "dev" or "val"); MiniCOCO is rendered, COCO fetched where missing."""
+    """Images and captions of a split ("train", "dev" or "val"), rendered or downloaded first."""
     if profile.rendered:
         render.render(profile)
     else:
@@ -41,14 +38,17 @@ def data(profile: Profile, split: str) -> CaptionedImages:
 
 
 def gallery(profile: Profile, count: int) -> tuple[list[Image.Image], list[str]]:
-    """The first pictures of val, each with its most detailed caption; drawn on the spot where there is no data yet."""
+    """The first images of val, each with its most detailed caption.
+
+    Where MiniCOCO is not on disk yet, they are drawn on the spot.
+    """
     if profile.rendered and not (profile.data / "annotations").is_dir():
         scenes = [render.scene_of("val2017", i, profile.seed) for i in range(count)]
-        told = [
-            render.five_captions("val2017", i, profile.seed, scene)
+        captions = [
+            render.five_captions("val2017", i, profile.seed, scene)[0][0]
             for i, scene in enumerate(scenes)
         ]
-        return [draw(scene)[0] for scene in scenes], [captions[0][0] for captions in told]
+        return [draw(scene)[0] for scene in scenes], captions
     images = data(profile, "val")
     rows = range(min(count, len(images)))
     return [images.image(i) for i in rows], [images.captions(i)[0] for i in rows]
@@ -65,43 +65,47 @@ def towers(profile: Profile) -> tuple[ImageTower, TextTower]:
 
 def embeddings(profile: Profile, split: str) -> Embeddings:
     """The frozen features of a split, from the cache where they are there."""
-    return extract_embeddings(
-        *towers(profile), data(profile, split), profile.cache, profile.batch_size
-    )
+    images = data(profile, split)
+    return extract_embeddings(*towers(profile), images, profile.cache, profile.batch_size)
 
 
 def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> CLIP:
     """The towers with projection heads trained over them, in evaluation mode on the best device.
 
-    Kept in `profile.trained`; trained (and said) where they are missing, were made for other towers, or with `rebuild`.
+    They are kept in `profile.trained`, and trained where they are missing, were made for other
+    towers, or with `rebuild`. `.history` holds the rows of their training. Where Ctrl-C ends it,
+    the heads are returned as they are and not kept.
     """
     seed = profile.seed if seed is None else seed
-    image_tower, text_tower = towers(profile)
-    made_for = {
-        "image_tower": weights_digest(image_tower),
-        "text_tower": weights_digest(text_tower),
-    }
+    pair = towers(profile)
+    made_for = dict(zip(("image_tower", "text_tower"), map(weights_digest, pair)))
     folder = Path(profile.trained, "heads", f"seed-{seed}")
     if not rebuild and (folder / "heads.json").is_file():
-        model, meta = load_heads(folder, image_tower, text_tower)
-        if {name: meta.get(name) for name in made_for} == made_for:
+        model, meta = load_heads(folder, *pair)
+        if made_for.items() <= meta.items():
+            model.history = History(meta["history"])
             return model.to(pick_device())
     print(f"Training projection heads, seed {seed}: once, then they are loaded.")
     train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
     torch.manual_seed(seed)
-    model = CLIP(image_tower.dim, text_tower.dim, profile.embed_dim, image_tower, text_tower)
+    model = CLIP(pair[0].dim, pair[1].dim, profile.embed_dim, *pair)
     history = fit(model, train, dev, epochs=profile.head_epochs, patience=10, seed=seed)
+    model.history = history
+    if history.interrupted:
+        print(f"The training of seed {seed} was interrupted: its heads are not kept.")
+        return model.eval()
     best = min(history, key=lambda row: row["dev_loss"])
-    told = [{k: v for k, v in row.items() if k not in UNSTEADY} for row in history]
-    about = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": told}
-    save_heads(model, folder, made_for | about)
+    rows = [{k: v for k, v in row.items() if k not in UNSTEADY} for row in history]
+    run_info = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": rows}
+    save_heads(model, folder, made_for | run_info)
     return model.eval()
 
 
 def finetuned(profile: Profile) -> CLIP | None:
-    """The fine-tuned model that is kept in `profile.trained`, in evaluation mode on the best device; None without one.
+    """The fine-tuned model in `profile.trained`, evaluating on the best device; None without one.
 
-    mini's has a tuned image tower under the text tower of the profile, so that it is small enough to be committed.
+    mini's has a tuned image tower under the text tower of the profile, so that it is small enough
+    to be committed.
     """
     folder = Path(profile.trained, "finetuned")
     if not (folder / "heads.json").is_file():
@@ -111,41 +115,46 @@ def finetuned(profile: Profile) -> CLIP | None:
 
 def models(profile: Profile) -> dict[str, list[CLIP]]:
     """What there is to evaluate, by name as in the results, one model a seed."""
-    found = {"projection": [heads(profile, profile.seed + k) for k in range(profile.seeds)]}
+    seeds = range(profile.seed, profile.seed + profile.seeds)
+    by_name = {"projection": [heads(profile, seed) for seed in seeds]}
     tuned = finetuned(profile)
-    return found if tuned is None else {**found, "finetuned-image": [tuned]}
+    return by_name if tuned is None else {**by_name, "finetuned-image": [tuned]}
 
 
-def save_results(profile: Profile, notebook: str, metrics: dict, seconds: float) -> Path:
-    """Writes what a notebook measured to `profile.results / <notebook>.json`, atomically; returns the path."""
+def save_results(
+    profile: Profile, notebook: str, metrics: dict, seconds: float, histories=()
+) -> Path | None:
+    """Write what a notebook measured to `profile.results / <notebook>.json`; returns the path.
+
+    histories: those of the trainings that the metrics depend on. Where one was interrupted, nothing
+    is written, and None returned.
+    """
+    if any(history.interrupted for history in histories):
+        print(
+            f"Nothing written to {notebook}.json: a training was interrupted. Run its cell again."
+        )
+        return None
+    content = {"notebook": notebook, "profile": profile.name, "machine": machine()}
+    content |= {"seconds": round(seconds, 1), "metrics": metrics}
     path = Path(profile.results, f"{notebook}.json")
-    content = {
-        "notebook": notebook,
-        "profile": profile.name,
-        "machine": machine(),
-        "seconds": round(seconds, 1),
-    }
-    atomic_write(path, json.dumps({**content, "metrics": metrics}, indent=1) + "\n")
+    atomic_write(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
 def over_seeds(
     runs: list[dict], ceiling: dict | None = None, chance: dict | None = None, prefix: str = ""
 ) -> dict:
-    """Mean and standard deviation of each metric over runs (one dict a seed), with chance and ceiling beside them."""
+    """Mean and standard deviation of each metric over runs (one dict a seed).
+
+    Chance and ceiling stand beside those that have one.
+    """
     result = {}
     for name in runs[0]:
         values = np.array([run[name] for run in runs], float)
-        row = {
-            "mean": values.mean(),
-            "std": values.std(ddof=1) if len(values) > 1 else 0.0,
-            "seeds": len(values),
-        }
-        row |= {"chance": chance[name]} if chance and name in chance else {}
-        row |= {"ceiling": ceiling[name]} if ceiling and name in ceiling else {}
+        row = {"mean": values.mean(), "std": values.std(ddof=1) if len(values) > 1 else 0.0}
+        row = {key: round(float(value), 5) for key, value in row.items()} | {"seeds": len(values)}
+        for key, known in (("chance", chance), ("ceiling", ceiling)):
+            if known and name in known:
+                row[key] = round(float(known[name]), 5)
         result[prefix + name] = row
-    rounded = {
-        name: {key: round(float(value), 5) for key, value in row.items()}
-        for name, row in result.items()
-    }
-    return {name: {**row, "seeds": len(runs)} for name, row in rounded.items()}
+    return result

@@ -1,10 +1,11 @@
-"""Load-or-build: results files, means over seeds, the gallery, and heads that are rebuilt when the towers change."""
+"""Load or build: results files, means over seeds, the gallery, heads and when they are rebuilt."""
 
 import json
 
 import numpy as np
 
 from helpers import load_or_build
+from helpers.training import History
 
 
 def test_over_seeds_is_mean_and_sample_deviation_with_chance_and_ceiling():
@@ -13,39 +14,54 @@ def test_over_seeds_is_mean_and_sample_deviation_with_chance_and_ceiling():
     deviation = round(float(np.std([0.1, 0.3], ddof=1)), 5)
     assert result["m/a/b"] == {"mean": 0.2, "std": deviation, "ceiling": 0.9, "seeds": 2}
     assert result["m/a/c"] == {"mean": 1.0, "std": 0.0, "chance": 0.5, "seeds": 2}
+    assert list(result["m/a/b"]) == ["mean", "std", "seeds", "ceiling"]
 
 
-def test_results_are_written_whole(smoke):
-    path = load_or_build.save_results(smoke, "99", {"m/t/recall@1": {"mean": 0.5}}, 1.23)
+def test_results_are_written_unless_a_training_was_interrupted(smoke, capsys):
+    metrics, whole = {"m/t/recall@1": {"mean": 0.5}}, History([{"epoch": 1}])
+    path = load_or_build.save_results(smoke, "99", metrics, 1.23, [whole])
     content = json.loads(path.read_text())
-    assert (
-        content["notebook"] == "99" and content["profile"] == "smoke" and content["seconds"] == 1.2
-    )
-    assert set(content["machine"]) == {"cpu", "cores", "gpu"} and [
-        p.name for p in path.parent.iterdir()
-    ] == ["99.json"]
+    assert (content["notebook"], content["profile"], content["seconds"]) == ("99", "smoke", 1.2)
+    assert set(content["machine"]) == {"cpu", "cores", "gpu"} and content["metrics"] == metrics
+    assert [file.name for file in path.parent.iterdir()] == ["99.json"]
+    cut = [whole, History([], interrupted=True)]
+    assert load_or_build.save_results(smoke, "99", {}, 2.0, cut) is None
+    assert "interrupted" in capsys.readouterr().out and json.loads(path.read_text()) == content
 
 
 def test_the_gallery_is_the_same_with_and_without_data(smoke):
-    drawn, told = load_or_build.gallery(smoke, 5)
+    drawings, captions = load_or_build.gallery(smoke, 5)
     assert not smoke.data.exists()
     load_or_build.data(smoke, "val")
-    read, again = load_or_build.gallery(smoke, 5)
-    assert told == again
-    for a, b in zip(drawn, read):  # apart from JPEG's rounding
+    images, again = load_or_build.gallery(smoke, 5)
+    assert captions == again
+    for a, b in zip(drawings, images):  # apart from JPEG's rounding
         assert np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() < 4
 
 
 def test_heads_are_trained_once_and_again_for_other_towers(smoke, monkeypatch, capsys):
-    trained = []
-    real = load_or_build.fit
-    monkeypatch.setattr(load_or_build, "fit", lambda *a, **k: trained.append(1) or real(*a, **k))
-    first = load_or_build.heads(smoke)
-    again = load_or_build.heads(smoke)
-    assert len(trained) == 1 and not first.training and not again.training
+    trainings, fit = [], load_or_build.fit
+    monkeypatch.setattr(load_or_build, "fit", lambda *a, **k: trainings.append(1) or fit(*a, **k))
+    first, again = load_or_build.heads(smoke), load_or_build.heads(smoke)
+    assert len(trainings) == 1 and not first.training and not again.training
     for a, b in zip(first.image_head.parameters(), again.image_head.parameters()):
         assert a.equal(b)
+    assert not again.history.interrupted and len(first.history) == smoke.head_epochs
+    for row, loaded in zip(first.history, again.history, strict=True):
+        assert loaded.items() <= row.items() and "losses" not in loaded
     load_or_build.heads(smoke, rebuild=True)
     monkeypatch.setattr(load_or_build, "weights_digest", lambda tower: "another tower")
     load_or_build.heads(smoke)
-    assert len(trained) == 3 and list(load_or_build.models(smoke)) == ["projection"]
+    assert len(trainings) == 3 and list(load_or_build.models(smoke)) == ["projection"]
+
+
+def test_interrupted_heads_are_returned_and_not_kept(smoke, monkeypatch, capsys):
+    path = smoke.trained / "heads/seed-0/heads.safetensors"
+    load_or_build.heads(smoke)
+    before = path.read_bytes()
+    for rows in ([], [{"epoch": 1, "dev_loss": 2.0}]):
+        cut = History(rows, interrupted=True)
+        monkeypatch.setattr(load_or_build, "fit", lambda *_, cut=cut, **__: cut)
+        model = load_or_build.heads(smoke, rebuild=True)
+        assert model.history.interrupted and not model.training and path.read_bytes() == before
+        assert "interrupted: its heads are not kept" in capsys.readouterr().out
