@@ -1,4 +1,4 @@
-"""Says where the course is kept on GitHub: in the Colab badge of each notebook and in the address that it clones.
+"""Says where the course is kept on GitHub: in each notebook's Colab badge and set-up cell.
 
 make colab REPO=owner/name
 """
@@ -12,44 +12,37 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,39}(?<!-)/(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}(?<!\.git)")
-PLACES = (  # a badge's link; the set-up cell's line, plain or in JSON. What stands between the two groups is the name
+# A badge's link; the set-up cell's line, plain or in JSON. Between the two groups stands the name.
+PLACES = (
     re.compile(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob/main/)"),
     re.compile(r'(REPO = \\?"https://github\.com/)[\w.-]+/[\w.-]+(\\?")'),
 )
 
 
 def stamp(text: str, repo: str) -> str:
-    """`text` with `repo` ("owner/name") wherever it names the course's repository. ValueError for any other name."""
-    if not NAME.fullmatch(repo):
-        raise ValueError(
-            f"{repo!r} is no repository on GitHub. Say which: make colab REPO=owner/name"
-        )
+    """`text` with `repo` ("owner/name") wherever it names the course's repository."""
     for place in PLACES:
         text = place.sub(rf"\g<1>{repo}\g<2>", text)
     return text
 
 
 def main(repo: str, root: Path = ROOT) -> list[Path]:
-    """Stamps all notebooks, scripts/setup_cell.py and README.md below `root`; returns the files that changed."""
-    changed = []
-    for path in [
-        *sorted(root.glob("notebooks/*.ipynb")),
-        root / "scripts/setup_cell.py",
-        root / "README.md",
-    ]:
-        before = path.read_bytes()
-        after = stamp(before.decode(), repo).encode()
-        if after != before:
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(after)
-            os.replace(partial, path)
-            changed.append(path)
+    """Stamps the notebooks, scripts/setup_cell.py and README.md; returns the files that changed."""
+    if not NAME.fullmatch(repo):
+        raise ValueError(f"{repo!r} is no repository on GitHub: make colab REPO=owner/name")
+    files = [root / "scripts/setup_cell.py", root / "README.md", *root.glob("notebooks/*.ipynb")]
+    before = {path: path.read_bytes() for path in files}
+    after = {path: stamp(content.decode(), repo).encode() for path, content in before.items()}
+    changed = [path for path in files if after[path] != before[path]]
+    for path in changed:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(after[path])
+        os.replace(partial, path)
     return changed
 
 
 if __name__ == "__main__":
     try:
-        changed = main(sys.argv[1] if len(sys.argv) == 2 else "")
+        print(f"{len(main(sys.argv[1]))} files now name {sys.argv[1]}.")
     except ValueError as error:
         sys.exit(str(error))
-    print(f"{len(changed)} files now name {sys.argv[1]}.")
