@@ -1,6 +1,6 @@
-"""Draws the pictures of README and the notebooks into assets/: `python -m scripts.make_pictures`, once heads are trained.
+"""Draws the pictures of README and the notebooks into assets/, once heads are trained.
 
-Drawings in them are OpenMoji's (CC BY-SA 4.0).
+Run it as `python -m scripts.make_pictures`. Drawings are OpenMoji's (CC BY-SA 4.0).
 """
 
 from __future__ import annotations
@@ -19,104 +19,75 @@ from helpers.minicoco.scenes import draw
 from helpers.viz import figures, overlays
 
 DIAGRAM = (1, 5, 11, 14, 20)  # val scenes with short captions
-LOOKED_FOR = "an elephant in the desert"
+EXPLAINED = "an elephant in the desert"
 SENTENCES = ("a red car in the desert", "a teddy bear and a banana", "boats on the lake at sunset")
+WIDTH, HEIGHT = 10, 5.5  # of the diagram, in inches
+CELL, LEFT, LOW = 0.62, 6.55, 0.62  # its matrix: side of a cell, left and lower edge
+
+
+def box(canvas, x, y, width, height, text, fill, edge, color="black", size=10) -> None:
+    """A rectangle with a text in its middle."""
+    canvas.add_patch(plt.Rectangle((x, y), width, height, facecolor=fill, edgecolor=edge))
+    look = {"ha": "center", "va": "center", "fontsize": size, "color": color}
+    canvas.text(x + width / 2, y + height / 2, text, **look)
+
+
+def arrow(canvas, *points) -> None:
+    """A line through some points, with a head at its end."""
+    canvas.plot(*zip(*points), color="#444", linewidth=1.6)
+    head = {"arrowstyle": "-|>", "color": "#444", "linewidth": 1.6}
+    canvas.annotate("", points[-1], points[-2], arrowprops=head)
+
+
+def tower(canvas, name: str, kind: str, color: str, y: float) -> None:
+    """A tower that narrows to the right, and its head."""
+    corners = [(2.75, y - 0.72), (4.25, y - 0.45), (4.25, y + 0.45), (2.75, y + 0.72)]
+    canvas.add_patch(Polygon(corners, facecolor=color, alpha=0.9, edgecolor="white"))
+    look = {"ha": "center", "va": "center", "color": "white", "weight": "bold", "fontsize": 10.5}
+    canvas.text(3.5, y, f"{name}\n{kind} tower", **look)
+    box(canvas, 4.65, y - 0.26, 0.7, 0.52, "head", "white", color, color)
+    arrow(canvas, (2.3, y), (2.7, y))
+    arrow(canvas, (4.25, y), (4.62, y))
 
 
 def clip_diagram(images, captions, similarity) -> Figure:
-    """The course in one picture: two towers, two heads, one matrix of similarities [n, n] whose diagonal should win."""
-    n, side, low = len(images), 0.62, 0.62
-    left, top, middle = 6.55, low + side * n, {"image": 1.95, "text": 4.62}
-    figure = plt.figure(figsize=(10, 5.5), layout="none", facecolor="white")
+    """The course in one picture: two towers, two heads and a matrix of cosines [n, n]."""
+    n, top = len(images), LOW + CELL * len(images)
+    middle, side = LEFT + CELL * n / 2, 0.96 * CELL
+    shades = (np.asarray(similarity) - np.min(similarity)) / np.ptp(similarity)
+    figure = plt.figure(figsize=(WIDTH, HEIGHT), layout="none", facecolor="white")
     canvas = figure.add_axes([0, 0, 1, 1])
     canvas.axis("off")
-    canvas.set(xlim=(0, 10), ylim=(0, 5.5))
-
-    def box(x, y, w, h, fill, edge, text, color="black", size=10):
-        canvas.add_patch(plt.Rectangle((x, y), w, h, facecolor=fill, edgecolor=edge))
-        canvas.text(
-            x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size, color=color
-        )
-
-    def arrow(*points):
-        canvas.plot(*zip(*points, strict=True), color="#444", linewidth=1.6)
-        canvas.annotate(
-            "",
-            points[-1],
-            points[-2],
-            arrowprops={"arrowstyle": "-|>", "color": "#444", "linewidth": 1.6},
-        )
-
-    for kind, name, color in (("image", "ViT", figures.IMAGE), ("text", "BERT", figures.TEXT)):
-        y = middle[kind]
-        corners = [(2.75, y - 0.72), (4.25, y - 0.45), (4.25, y + 0.45), (2.75, y + 0.72)]
-        canvas.add_patch(Polygon(corners, facecolor=color, alpha=0.9, edgecolor="white"))
-        canvas.text(
-            3.5,
-            y,
-            f"{name}\n{kind} tower",
-            ha="center",
-            va="center",
-            color="white",
-            fontsize=10.5,
-            weight="bold",
-        )
-        box(4.65, y - 0.26, 0.7, 0.52, "white", color, "head", color)
-        arrow((2.3, y), (2.7, y))
-        arrow((4.25, y), (4.62, y))
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        inset = figure.add_axes(
-            [(0.12 + 0.2 * i) / 10, (2.0 - 0.3 * i) / 5.5, 1.25 / 10, 1.25 / 5.5]
-        )
-        figures.show_image(inset, image, edge="white")
-        canvas.text(
-            0.12,
-            5.24 - 0.32 * i,
-            figures.wrap(caption, 40, 1),
-            fontsize=7.6,
-            va="center",
-            bbox={"boxstyle": "round,pad=0.25", "facecolor": "#fdf0e6", "edgecolor": figures.TEXT},
-        )
-        box(left + i * side, top + 0.1, 0.96 * side, 0.36, "#fbe3d3", figures.TEXT, f"$T_{i + 1}$")
-        box(
-            left - 0.48,
-            top - (i + 1) * side,
-            0.36,
-            0.96 * side,
-            "#d9e6f5",
-            figures.IMAGE,
-            f"$I_{i + 1}$",
-        )
-        for j in range(n):
-            share = (similarity[i][j] - np.min(similarity)) / np.ptp(similarity)
-            fill = plt.cm.Greens(0.3 + 0.6 * share) if i == j else plt.cm.Greys(0.04 + 0.4 * share)
-            spot = (left + j * side, top - (i + 1) * side, 0.96 * side, 0.96 * side)
-            box(
-                *spot,
-                fill,
-                "white",
-                f"$I_{i + 1}\\cdot T_{j + 1}$",
-                "white" if i == j else "black",
-                9,
-            )
-    arrow((5.35, middle["image"]), (left - 0.52, middle["image"]))
-    arrow(
-        (5.35, middle["text"]),
-        (left + side * n / 2, middle["text"]),
-        (left + side * n / 2, top + 0.48),
-    )
-    note = "green: pairs, pulled together  ·  grey: all others, pushed apart"
-    canvas.text(left + side * n / 2, 0.36, note, ha="center", fontsize=8, color="#444")
+    canvas.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    tower(canvas, "ViT", "image", figures.IMAGE, 1.95)
+    tower(canvas, "BERT", "text", figures.TEXT, 4.62)
+    note = {"boxstyle": "round,pad=0.25", "facecolor": "#fdf0e6", "edgecolor": figures.TEXT}
+    for i, (image, caption) in enumerate(zip(images, captions)):
+        y = top - (i + 1) * CELL
+        place = (0.12 + 0.2 * i) / WIDTH, (2 - 0.3 * i) / HEIGHT, 1.25 / WIDTH, 1.25 / HEIGHT
+        figures.show_image(figure.add_axes(place), image, edge="white")
+        text = figures.wrap(caption, 40, 1)
+        canvas.text(0.12, 5.24 - 0.32 * i, text, fontsize=7.6, va="center", bbox=note)
+        x, tint = LEFT + i * CELL, ("#fbe3d3", figures.TEXT)
+        box(canvas, x, top + 0.1, side, 0.36, f"$T_{i + 1}$", *tint)
+        box(canvas, LEFT - 0.48, y, 0.36, side, f"$I_{i + 1}$", "#d9e6f5", figures.IMAGE)
+        for j, shade in enumerate(shades[i]):
+            fill = plt.cm.Greens(0.3 + 0.6 * shade) if i == j else plt.cm.Greys(0.04 + 0.4 * shade)
+            color, name = "white" if i == j else "black", f"$I_{i + 1}\\cdot T_{j + 1}$"
+            box(canvas, LEFT + j * CELL, y, side, side, name, fill, "white", color, 9)
+    arrow(canvas, (5.35, 1.95), (LEFT - 0.52, 1.95))
+    arrow(canvas, (5.35, 4.62), (middle, 4.62), (middle, top + 0.48))
+    legend = "green: pairs, pulled together  ·  grey: all others, pushed apart"
+    canvas.text(middle, 0.36, legend, ha="center", fontsize=8, color="#444")
     return figure
 
 
 def typed_sentences(sentences, images, scores, best: int = 5) -> Figure:
-    """For each sentence the `best` pictures by score [sentences, images], one sentence a row."""
-    figure, grid = plt.subplots(
-        len(sentences), best, figsize=(2 * best, 2.75 * len(sentences)), squeeze=False
-    )
-    for row, sentence, score in zip(grid, sentences, scores, strict=True):
-        for axes, i in zip(row, np.argsort(-score)[:best], strict=True):
+    """For each sentence the `best` images by score [sentences, images], one sentence a row."""
+    shape = 2 * best, 2.75 * len(sentences)
+    figure, grid = plt.subplots(len(sentences), best, figsize=shape, squeeze=False)
+    for row, sentence, score in zip(grid, sentences, scores):
+        for axes, i in zip(row, np.argsort(-score)):
             figures.show_image(axes, images[i])
             axes.set_xlabel(f"cosine {score[i]:.2f}", fontsize=9)
         row[0].set_title(f"“{figures.literal(sentence)}”", loc="left", fontsize=11)
@@ -124,40 +95,41 @@ def typed_sentences(sentences, images, scores, best: int = 5) -> Figure:
     return figure
 
 
-def main() -> None:
-    """clip_desc.png (the two towers), scenes.png (what MiniCOCO looks like), retrieval.png (typed sentences),
-    attention.png (what in the pictures found for a sentence made them fit)."""
-    figures.style()
-    profile = get_profile("mini")
-    model = load_or_build.heads(profile)
-    assets = ROOT / "assets"
-    scenes = [render.scene_of("val2017", i, profile.seed) for i in DIAGRAM]
-    told = [
-        render.five_captions("val2017", i, profile.seed, s)
-        for i, s in zip(DIAGRAM, scenes, strict=True)
+def diagram(model, seed: int) -> Figure:
+    """`clip_diagram` of a few scenes of val, each with its shortest caption."""
+    scenes = [render.scene_of("val2017", i, seed) for i in DIAGRAM]
+    captions = [
+        render.five_captions("val2017", i, seed, scene)[-1][0] for i, scene in zip(DIAGRAM, scenes)
     ]
-    pictures, captions = [draw(scene)[0] for scene in scenes], [five[-1][0] for five in told]
-    similarity = (model.encode_images(pictures) @ model.encode_texts(captions).T).numpy()
-    clip_diagram(pictures, captions, similarity).savefig(assets / "clip_desc.png", dpi=130)
-    gallery, told = load_or_build.gallery(profile, 1000)
-    figures.image_grid(gallery[40:52], told[40:52], columns=6, title="MiniCOCO").savefig(
-        assets / "scenes.png"
-    )
-    found = model.encode_texts(list(SENTENCES)) @ model.encode_images(gallery).T
-    typed_sentences(SENTENCES, gallery, found.numpy()).savefig(assets / "retrieval.png")
+    images = [draw(scene)[0] for scene in scenes]
+    similarity = model.encode_images(images) @ model.encode_texts(captions).T
+    return clip_diagram(images, captions, similarity.numpy())
+
+
+def explained(model, images, sentence: str) -> Figure:
+    """The images nearest to a sentence, and what in them made them fit."""
+    cosines, rows = nearest(model.encode_texts([sentence])[0], model.encode_images(images))
+    found = [images[i] for i in rows.tolist()]
+    grids, _ = explain(model, found, [sentence])
+    title = f"“{sentence}”, and what spoke for it"
+    texts = {"title": title, "label": "relevance, largest = 1"}
+    titles = [f"cosine {cosine:.2f}" for cosine in cosines]
+    return overlays.maps(found, [g / g.max() for g in grids], titles, sources=True, **texts)
+
+
+def main() -> None:
+    """The two towers, what MiniCOCO looks like, typed sentences, maps."""
+    figures.style()
+    profile, assets = get_profile("mini"), ROOT / "assets"
+    model = load_or_build.heads(profile)
+    images, captions = load_or_build.gallery(profile, 1000)
+    diagram(model, profile.seed).savefig(assets / "clip_desc.png", dpi=130)
+    scenes = figures.image_grid(images[40:52], captions[40:52], columns=6, title="MiniCOCO")
+    scenes.savefig(assets / "scenes.png")
+    scores = model.encode_texts(list(SENTENCES)) @ model.encode_images(images).T
+    typed_sentences(SENTENCES, images, scores.numpy()).savefig(assets / "retrieval.png")
     model = load_or_build.finetuned(profile) or model
-    cosines, rows = nearest(model.encode_texts([LOOKED_FOR])[0], model.encode_images(gallery), k=5)
-    pictures = [gallery[i] for i in rows.tolist()]
-    grids, _ = explain(model, pictures, [LOOKED_FOR] * len(pictures))
-    titles, title = (
-        [f"cosine {cosine:.2f}" for cosine in cosines],
-        f"“{LOOKED_FOR}”, and what spoke for it",
-    )
-    grids = [grid / grid.max() for grid in grids]
-    figure = overlays.maps(
-        pictures, grids, titles, title=title, label="relevance, largest = 1", sources=True
-    )
-    figure.savefig(assets / "attention.png")
+    explained(model, images, EXPLAINED).savefig(assets / "attention.png")
 
 
 if __name__ == "__main__":
