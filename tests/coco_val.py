@@ -1,4 +1,4 @@
-"""What the tests of `coco-val` share: a hub cache of random weights, and the way from photographs to tuned towers."""
+"""What tests of `coco-val` share: a hub cache of random weights, and the way to tuned towers."""
 
 import dataclasses
 import json
@@ -18,24 +18,22 @@ from scripts.run_notebooks import execute, problems
 from tests.fake_hub import BERT, VIT, bert_files, vit_files, write_cache
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-FEW = {
-    "train_images": 24,
-    "dev_images": 8,
-    "val_images": 8,
-    "head_epochs": 2,
-    "tune_epochs": 1,
-    "seeds": 1,
-    "batch_size": 8,
-}
+FEW = {"train_images": 24, "dev_images": 8, "val_images": 8, "batch_size": 8}
+FEW |= {"head_epochs": 2, "tune_epochs": 1, "seeds": 1}
+SIZES_OF = """
+
+from dataclasses import replace
+
+genuine = all_profiles
+all_profiles = lambda: {{name: replace(row, **{sizes}) for name, row in genuine().items()}}
+"""
 
 
 def hub_cache(folder, **shape):
-    """The hub's cache after a download: random weights under the published files' names, of the published shape."""
+    """The hub's cache after a download: the published files' names, random weights."""
     vocabulary = (hub.minilm() / "vocab.txt").read_bytes()
-    write_cache(
-        folder,
-        {VIT: vit_files(ViTConfig(**shape)), BERT: bert_files(BertConfig(**shape), vocabulary)},
-    )
+    bert = bert_files(BertConfig(**shape), vocabulary)
+    write_cache(folder, {VIT: vit_files(ViTConfig(**shape)), BERT: bert})
     return folder
 
 
@@ -54,49 +52,44 @@ def coco_val(data, cache, tmp_path, monkeypatch, sizes):
 
 
 def walk(profile):
-    """From a folder of photographs to trained heads, a search, and tuned towers: (pairs, model, recall, history)."""
-    pairs = {
+    """From photographs to trained heads, a search, and tuned towers.
+
+    Returns the towers before tuning, the examples by split, the recall and fit's history.
+    """
+    before = [[p.clone() for p in t.parameters()] for t in load_or_build.towers(profile)]
+    examples = {
         split: Examples(load_split(profile, split), load_or_build.embeddings(profile, split))
         for split in ("train", "dev")
     }
     val = load_or_build.embeddings(profile, "val")
     model = load_or_build.heads(profile)
-    recall = retrieval(
-        model.project_image(val.image_embeds), model.project_text(val.text_embeds), val.owner
-    )
-    history = fit(model, pairs["train"], pairs["dev"], seed=profile.seed, **tuning(profile))
-    return pairs, model, recall, history
+    images, texts = model.project_image(val.image_embeds), model.project_text(val.text_embeds)
+    recall = retrieval(images, texts, val.owner)
+    history = fit(model, examples["train"], examples["dev"], seed=0, **tuning(profile))
+    assert 0 <= recall["text_to_image/recall@1"] <= recall["text_to_image/recall@10"] <= 1
+    assert all(np.isfinite(row["dev_loss"]) for row in history)
+    assert not set(examples["train"].image_ids) & set(examples["dev"].image_ids)
+    return before, examples, recall, history
 
 
 def run_notebook(path, coco, cache, tmp_path, sizes, timeout=300):
-    """In a copy of the repository without data/, whose table of profiles has these sizes; timeout: seconds a cell."""
+    """In a copy of the repository without data/, with these sizes; timeout: seconds a cell."""
+    without = shutil.ignore_patterns("__pycache__")
     for folder in ("helpers", "assets", "scripts"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=without)
     with open(tmp_path / "helpers/config.py", "a", encoding="utf-8") as table:
-        print("\n\nfrom dataclasses import replace\n\ngenuine = all_profiles", file=table)
-        print(
-            f"all_profiles = lambda: {{k: replace(row, **{sizes}) for k, row in genuine().items()}}",
-            file=table,
-        )
+        table.write(SIZES_OF.format(sizes=sizes))
     (tmp_path / "notebooks").mkdir()
     copy = shutil.copy(path, tmp_path / "notebooks")
-    env = {
-        "CLIP_PROFILE": "coco-val",
-        "CLIP_COCO_DIR": str(coco),
-        "CLIP_RESULTS": str(tmp_path / "results"),
-        "HF_HUB_CACHE": str(cache),
-        "HF_HUB_OFFLINE": "1",
-    }
+    results = tmp_path / "results"
+    env = {"CLIP_PROFILE": "coco-val", "CLIP_COCO_DIR": str(coco), "CLIP_RESULTS": str(results)}
+    env |= {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=timeout)
-    noise = [problem for problem in problems(executed) if " bytes, over " not in problem]
-    assert noise == [], (
-        "photographs may weigh more, since these outputs are committed nowhere; nothing else is allowed"
-    )
-    said = executed.cells[[cell.cell_type for cell in executed.cells].index("code")].outputs[0].text
-    assert said.startswith("profile coco-val")
-    for file in (tmp_path / "results").glob("*.json"):
+    # Photographs may weigh more, since these outputs are committed nowhere.
+    assert [problem for problem in problems(executed) if " bytes, over " not in problem] == []
+    first = next(cell for cell in executed.cells if cell.cell_type == "code")
+    assert first.outputs[0].text.startswith("profile coco-val")
+    for file in results.glob("*.json"):
         result = json.loads(file.read_text())
         assert (file.stem, result["profile"]) == (path.name[:2], "coco-val")
         assert all(np.isfinite(metric["mean"]) for metric in result["metrics"].values())

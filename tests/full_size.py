@@ -1,6 +1,7 @@
-"""Every notebook on `coco-val` with ViTConfig() and BertConfig(), on few pictures: `make full-size`.
+"""Every notebook on `coco-val` with ViTConfig() and BertConfig(), on few images: `make full-size`.
 
-No part of `make test`: there the same cells run with narrow towers of as many tokens, and the helpers with these.
+No part of `make test`: there the same cells run with narrow towers of as many tokens, and the
+helpers with these.
 """
 
 import pytest
