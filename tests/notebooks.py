@@ -1,0 +1,28 @@
+"""The notebooks as the tests read them."""
+
+import functools
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+from scripts.run_notebooks import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@functools.cache
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def python(cell):
+    """A cell's source as Python: what only IPython understands has become calls."""
+    return TransformerManager().transform_cell(cell.source)
+
+
+def prose(path):
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")

@@ -1,0 +1,233 @@
+"""The house: imports go one way, the notebooks hold the lesson, and nothing grows too long."""
+
+import ast
+import copy
+import graphlib
+import io
+import re
+import subprocess
+import sys
+import tokenize
+
+import pytest
+
+from scripts.run_notebooks import ROOT
+from tests.notebooks import NOTEBOOKS, code_cells, prose, python
+
+HELPERS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "helpers").rglob("*.py")}
+SOURCES = [
+    path for part in ("scripts", "tests", "benchmarks") for path in (ROOT / part).glob("*.py")
+]
+
+# A module imports from its own layer and those above it.
+LAYERS = [
+    "exercises config storage",
+    "minicoco encoders",
+    "data",
+    "losses model features",
+    "training_context evaluation probes distributed",
+    "training",
+    "load_or_build",
+    "attention max_flow saliency_metrics",
+    "viz",
+]
+LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
+CORE = """losses model encoders data features evaluation training_context training attention
+max_flow""".split()
+
+# What a notebook defines in full: the same code as in the helper.
+LESSON = {
+    "02": "masked_mean ImageTower TextTower",
+    "03": "same_image clip_loss ProjectionHead CLIP ranks retrieval",
+    "04": "parameter_groups warmup_cosine some_patches take_step dev_metrics fit",
+    "05": "siglip_loss",
+    "06": "prompt class_embeds classify",
+    "07": "record fuse_heads rollout max_flow_to_inputs attention_flow relevance pointing_game",
+    "08": "Gather gathered_clip_loss sigmoid_block pass_on ring_siglip_loss cached_backward",
+}
+each_lesson = pytest.mark.parametrize(
+    "number, name", [(number, name) for number, names in LESSON.items() for name in names.split()]
+)
+each_helper = pytest.mark.parametrize("path", HELPERS, ids=lambda p: str(p.relative_to(ROOT)))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+DEFINITION = ast.FunctionDef, ast.ClassDef
+
+
+# Arrows
+
+
+def module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path):
+    """The modules of ours that a helper imports, at the top of the file or in a function."""
+    names = set()
+    for node in ast.walk(ast.parse(HELPERS[path])):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = {module(path) for path in HELPERS} - {"helpers"}
+    return {name for name in names if name in files or re.match("(scripts|tests|benchmarks)", name)}
+
+
+@each_helper
+def test_imports_go_one_way(path):
+    own = [*module(path).split("."), ""][1]
+    others = {name.split(".")[1] if name.startswith("helpers.") else name for name in imports(path)}
+    up = {name for name in others if LAYER.get(name, len(LAYERS)) > LAYER.get(own, 0)}
+    assert not up, f"{module(path)} must not import {up}"
+    if own in CORE:
+        assert not others & {"viz", "minicoco"}
+    if own == "exercises":
+        assert not others
+
+
+def test_imports_go_in_no_circle():
+    graph = {module(path): imports(path) - {module(path)} for path in HELPERS}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_every_module_has_its_layer():
+    top = {path.relative_to(ROOT / "helpers").parts[0].removesuffix(".py") for path in HELPERS}
+    assert top - {"__init__"} == set(LAYER)
+
+
+def test_workers_of_max_flow_and_downloads_need_no_torch():
+    code = "import sys, helpers.max_flow, helpers.storage.files; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# The lesson
+
+
+def definitions(source):
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, DEFINITION)}
+
+
+def meaning(node):
+    """A definition's code without docstrings and annotations."""
+    node = copy.deepcopy(node)
+    for part in ast.walk(node):
+        if isinstance(part, DEFINITION) and ast.get_docstring(part) is not None:
+            part.body = part.body[1:] or [ast.Pass()]
+        if isinstance(part, ast.FunctionDef):
+            part.returns = None
+        if isinstance(part, ast.arg):
+            part.annotation = None
+    return ast.dump(node)
+
+
+def test_docstrings_and_annotations_do_not_count_but_code_does():
+    def of(source):
+        return meaning(definitions(source)["f"])
+
+    plain = of("def f(x):\n    return x")
+    assert of('def f(x: int) -> int:\n    "Says what."\n    return x') == plain
+    assert of("def f(x):\n    return -x") != plain
+
+
+def of_helpers(name):
+    """The definitions of that name in helpers/*.py."""
+    flat = [source for path, source in HELPERS.items() if path.parent.name == "helpers"]
+    return [node for source in flat if (node := definitions(source).get(name))]
+
+
+def notebook(number):
+    return next(path for path in NOTEBOOKS if path.name.startswith(number))
+
+
+def headings(path):
+    return re.findall(r"^#+ +(.+?) *$", prose(path), re.M)
+
+
+@each_lesson
+def test_the_notebook_defines_what_the_helper_holds(number, name):
+    cells = [definitions(python(cell)) for cell in code_cells(notebook(number))]
+    taught = [meaning(cell[name]) for cell in cells if name in cell]
+    assert taught, f"notebook {number} does not define {name}"
+    assert of_helpers(name), f"no helper defines {name}"
+    assert taught[-1] in map(meaning, of_helpers(name)), "another code than the helper's"
+
+
+@each_lesson
+def test_the_helper_leads_back_to_the_notebook(number, name):
+    (node,) = of_helpers(name)
+    text = " ".join((ast.get_docstring(node) or "").split())
+    places = re.findall(r'Taught in notebook (\d\d), "(.+?)"', text)
+    assert number in dict(places), f'{name}: Taught in notebook {number}, "…"'
+
+
+@each_helper
+def test_what_docstrings_lead_to_exists(path):
+    for number, heading in re.findall(
+        r'Taught in notebook\s+(\d\d),\s+"(.+?)"', HELPERS[path], re.S
+    ):
+        assert " ".join(heading.split()) in headings(notebook(number))
+
+
+@each_notebook
+def test_what_both_define_is_the_same(path):
+    for cell in code_cells(path):
+        for name, node in definitions(python(cell)).items():
+            twins = [meaning(twin) for twin in of_helpers(name)]
+            assert not twins or meaning(node) in twins, f"{name} is another one in helpers/"
+
+
+# Sizes
+
+NO_CODE = tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT
+NO_CODE += (tokenize.ENDMARKER,)
+
+
+def code_lines(source):
+    """The numbers of the lines that hold code: no comments, no docstrings."""
+    docstrings = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, *DEFINITION)) and ast.get_docstring(node) is not None:
+            docstrings |= {(node.body[0].lineno, node.body[0].col_offset)}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE and token.start not in docstrings:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return lines
+
+
+@each_helper
+def test_modules_and_functions_are_short(path):
+    lines = code_lines(HELPERS[path])
+    assert len(lines) <= 220
+    for node in ast.walk(ast.parse(HELPERS[path])):
+        if isinstance(node, ast.FunctionDef):
+            own = sum(node.lineno <= line <= node.end_lineno for line in lines)
+            assert own <= 60, f"{node.name} has {own} lines of code"
+
+
+@each_helper
+def test_one_statement_a_line(path):
+    tokens = tokenize.generate_tokens(io.StringIO(HELPERS[path]).readline)
+    assert [token.start[0] for token in tokens if token.string in (";", ":=")] == []
+
+
+@each_notebook
+def test_cells_are_short(path):
+    long = {}
+    for number, cell in enumerate(code_cells(path), 1):
+        body = ast.parse(python(cell)).body
+        one = len(body) == 1 and isinstance(body[0], DEFINITION)
+        lines = len(code_lines(python(cell)))
+        if lines > (60 if one else 30):
+            long[number] = lines
+    assert long == {}, "code cells (by number) with over 30 lines, over 60 for one definition"
+
+
+def test_no_line_is_wide():
+    texts = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in [*HELPERS, *SOURCES]}
+    for path in NOTEBOOKS:
+        cells = enumerate(code_cells(path), 1)
+        texts |= {f"{path.name}, code cell {number}": cell.source for number, cell in cells}
+    wide = [
+        name for name, text in texts.items() if max(map(len, text.splitlines()), default=0) > 100
+    ]
+    assert wide == []
