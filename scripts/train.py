@@ -1,132 +1,90 @@
-"""Trains on a profile: projection heads on cached features, then the towers named by --tune.
+"""Train on a profile: heads on cached features, then the towers that --tune names.
 
-python -m scripts.train --help
-accelerate launch -m scripts.train --profile coco --loss siglip
+    python -m scripts.train --help
+    accelerate launch -m scripts.train --profile coco --loss siglip
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from helpers import training_context
-from helpers.config import get_profile
-from helpers.data import Examples, load_split
-from helpers.encoders import load_towers
-from helpers.features import extract_embeddings
-from helpers.minicoco import render
+from helpers import load_or_build
+from helpers.config import get_profile, pick_device
+from helpers.data import Examples
 from helpers.model import CLIP, SIGLIP_START, save_model
 from helpers.storage.files import atomic_write
 from helpers.training import fit, tuning
 
 
-def main(argv=None) -> None:
-    """Train heads on cached features, then the towers named by --tune, and keep the model as one folder."""
-    parser = argparse.ArgumentParser("python -m scripts.train", description=main.__doc__)
-    parser.add_argument("--profile", help="smoke, mini, coco-val or coco (default: mini)")
-    parser.add_argument("--loss", choices=("clip", "siglip"), default="clip")
-    parser.add_argument(
-        "--tune",
-        choices=("both", "image", "text", "heads"),
-        default="both",
-        help="what is not locked",
-    )
-    parser.add_argument(
-        "--epochs", type=int, help="of fine-tuning; the profile says how many by default"
-    )
-    parser.add_argument("--batch-size", type=int, help="pairs a loss compares, over all processes")
-    parser.add_argument(
-        "--lr", type=float, help="peak learning rate of the heads while towers are tuned"
-    )
-    parser.add_argument("--image-lr", type=float, help="of the image tower")
-    parser.add_argument("--text-lr", type=float, help="of the text tower")
-    parser.add_argument(
-        "--accumulate", type=int, default=1, help="batches whose gradients a step adds up"
-    )
-    parser.add_argument("--chunk", type=int, help="pairs held at once: gradient caching")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument(
-        "--precision", choices=("no", "bf16", "fp16"), help="default: what the device is good at"
-    )
-    parser.add_argument("--every", type=int, default=200, help="steps between two checkpoints")
-    parser.add_argument("--tracker", help="tensorboard, wandb, …")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--output", type=Path, help="folder of the model and its checkpoints")
-    args = parser.parse_args(argv)
+def arguments(argv):
+    parser = argparse.ArgumentParser("python -m scripts.train", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--profile", help="smoke, mini, coco-val or coco (default: mini)")
+    add("--loss", choices=("clip", "siglip"), default="clip")
+    add("--tune", choices=("both", "image", "text", "heads"), default="both")
+    add("--epochs", type=int, help="of fine-tuning; the profile says how many by default")
+    add("--batch-size", type=int, help="images that a loss compares, over all processes")
+    add("--lr", type=float, help="peak learning rate of the heads while towers are tuned")
+    add("--image-lr", type=float, help="of the image tower")
+    add("--text-lr", type=float, help="of the text tower")
+    add("--grad-cache-chunk", type=int, help="rows whose activations are held at once")
+    add("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    add("--precision", choices=("no", "bf16", "fp16"), help="default: the device's best")
+    add("--save-every", type=int, default=200, help="steps between two checkpoints")
+    add("--seed", type=int)
+    add("--output", type=Path, help="folder of the model and its checkpoints")
+    return parser.parse_args(argv)
 
+
+def load_examples(profile):
+    """The train and dev splits as images and frozen features; computed once, by one process."""
+    # Without `cpu`, processes on a machine without GPU would not find each other.
+    with PartialState(cpu=pick_device().type == "cpu").main_process_first():
+        return [
+            Examples(load_or_build.data(profile, split), load_or_build.embeddings(profile, split))
+            for split in ("train", "dev")
+        ]
+
+
+def finished(history):
+    """The history; the script ends where Ctrl-C has ended the training."""
+    if history.interrupted:
+        sys.exit(130)
+    return history
+
+
+def main(argv=None):
+    args = arguments(argv)
     profile = get_profile(args.profile)
     seed = profile.seed if args.seed is None else args.seed
     output = args.output or profile.cache / f"{args.loss}-{args.tune}-{seed}"
-    if profile.rendered:
-        render.render(profile)
-    images = {split: load_split(profile, split) for split in ("train", "dev")}
-    towers = load_towers(profile)
-    splits = [
-        Examples(part, extract_embeddings(*towers, part, profile.cache, profile.batch_size))
-        for part in images.values()
-    ]
+    train, dev = load_examples(profile)
+    towers = load_or_build.towers(profile)
     torch.manual_seed(seed)
     start = SIGLIP_START if args.loss == "siglip" else {}
     model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers, **start)
-    shared = {
-        "seed": seed,
-        "precision": args.precision,
-        "about": {"profile": profile.name},
-        "tracker": args.tracker,
-    }
-    histories = {}
-    histories["heads"] = fit(
-        model,
-        *splits,
-        epochs=profile.head_epochs,
-        patience=10,
-        checkpoints=output / "heads",
-        **shared,
-    )
-    if args.tune != "heads":
-        image, text = args.tune in ("both", "image"), args.tune in ("both", "text")
-        asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
-        asked |= {
-            "image_lr": args.image_lr if image else None,
-            "text_lr": args.text_lr if text else None,
-        }
-        settings = tuning(profile, image, text) | {
-            name: value for name, value in asked.items() if value is not None
-        }
-        run, needs = (
-            PartialState(),
-            training_context.memory_needed(model, image, text, settings["patches"]),
-        )
-        chosen, why = training_context.choose(
-            training_context.look(), settings["batch_size"] // run.num_processes, needs
-        )
-        run.print(why)
-        again = args.gradient_checkpointing or chosen["gradient_checkpointing"] and not args.chunk
-        histories["towers"] = fit(
-            model,
-            *splits,
-            accumulate=args.accumulate,
-            chunk=args.chunk,
-            checkpoints=output / "towers",
-            gradient_checkpointing=again,
-            every=args.every,
-            **settings,
-            **shared,
-        )
-    tuned = {
-        "both": ("image_tower", "text_tower"),
-        "image": ("image_tower",),
-        "text": ("text_tower",),
-        "heads": (),
-    }
+    shared = {"seed": seed, "precision": args.precision}
+    settings = {"epochs": profile.head_epochs, "patience": 10, "checkpoints": output / "heads"}
+    histories = {"heads": finished(fit(model, train, dev, **settings, **shared))}
+    tuned = [side for side in ("image", "text") if args.tune in (side, "both")]
+    if tuned:
+        settings = tuning(profile, "image" in tuned, "text" in tuned)
+        for name in ("epochs", "batch_size", "lr", *(f"{side}_lr" for side in tuned)):
+            value = getattr(args, name)
+            settings |= {} if value is None else {name: value}
+        for name in ("grad_cache_chunk", "gradient_checkpointing", "save_every"):
+            settings[name] = getattr(args, name)
+        settings["checkpoints"] = output / "towers"
+        histories["towers"] = finished(fit(model, train, dev, **settings, **shared))
     if PartialState().is_main_process:
-        save_model(
-            model.cpu(), output / "model", shared["about"] | {"seed": seed}, tuned[args.tune]
-        )
+        meta = {"profile": profile.name, "seed": seed}
+        save_model(model.cpu(), output / "model", meta, [f"{side}_tower" for side in tuned])
         atomic_write(output / "history.json", json.dumps(histories, indent=1))
         print(f"The model is in {output / 'model'}, its history beside it.")
 

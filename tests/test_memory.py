@@ -1,30 +1,34 @@
-"""What training needs in memory: counted tensors against what autograd is known to keep."""
+"""What training needs, counted: against formulas, by hand, and the peak of a real process."""
 
+import json
+import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, ViTConfig
 
-from scripts import memory
-from scripts.memory import (
-    SETTINGS,
-    activation_bytes,
-    batch_for,
-    dual_encoder,
-    flops,
-    measured,
-    table,
-)
+from helpers.config import ROOT
+from scripts.memory import SMALL_IMAGE, SMALL_TEXT, batch_for, dual_encoder, flops
 
-SHAPE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-}
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+SHAPE |= {"intermediate_size": 64}
 IMAGE, TEXT = ViTConfig(**SHAPE, image_size=32, patch_size=8), BertConfig(**SHAPE, vocab_size=100)
+
+
+def cell_that_defines(name):
+    """What notebook 04 defines in the cell of this function."""
+    notebook = json.loads((ROOT / "notebooks/04_full_finetuning.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    (source,) = [source for source in sources if f"def {name}(" in source]
+    names = {"torch": torch}
+    exec(source, names)
+    return names[name]
+
+
+activation_bytes = cell_that_defines("activation_bytes")
 
 
 def test_what_a_linear_layer_keeps_is_its_input():
@@ -39,65 +43,74 @@ def test_a_tensor_kept_twice_counts_once():
             y = x.exp()  # exp keeps its result, and so do both products
             return y * y + y * 2 * y
 
-    assert activation_bytes(Twice(), torch.zeros(10, requires_grad=True)) == 4 * (
-        10 + 10
-    )  # y and 2y
+    kept = activation_bytes(Twice(), torch.zeros(10, requires_grad=True))
+    assert kept == 4 * (10 + 10)  # y and 2y
 
 
-def test_activations_grow_with_the_batch_alone():
-    model = dual_encoder(IMAGE, TEXT, 16)
-    one, two, four = (activation_bytes(model, batch_for(model, n)) for n in (1, 2, 4))
-    assert four - two == 2 * (two - one) > 0
+def test_activations_grow_with_the_batch_alone_and_are_the_same_on_fake_tensors():
+    counts = []
+    for fake in (False, True):
+        with FakeTensorMode() if fake else torch.enable_grad():
+            model = dual_encoder(IMAGE, TEXT, 16)
+            counts.append([activation_bytes(model, batch_for(model, n)) for n in (1, 2, 4)])
+    (one, two, four), fakes = counts
+    assert four - two == 2 * (two - one) > 0 and fakes == [one, two, four]
 
 
 def test_flops_are_those_of_the_formula():
     d, n, t, batch = 32, 1 + (32 // 8) ** 2, 20, 3
     patches = 2 * (n - 1) * (3 * 8 * 8) * d
-    layers = sum(
-        3 * (8 * k * d**2 + 4 * k**2 * d + 4 * k * d * 64) for k in (n, t)
-    )  # projections, attention, MLP
+    # projections, attention, MLP
+    layers = sum(3 * (8 * k * d**2 + 4 * k**2 * d + 4 * k * d * 64) for k in (n, t))
     heads = 2 * (2 * d * 16 + 2 * 16 * 16)
-    forward, both = flops(
-        dual_encoder(IMAGE, TEXT, 16), batch_for(dual_encoder(IMAGE, TEXT, 16), batch, t)
-    )
+    with FakeTensorMode():
+        model = dual_encoder(IMAGE, TEXT, 16)
+        forward, both = flops(model, batch_for(model, batch, t))
     assert forward == batch * (patches + layers + heads)
-    assert (
-        both == 3 * forward - batch * patches
-    )  # backward: twice the work, but nobody asks for the pixels' gradient
-
-
-def test_the_table_is_ordered_as_one_expects():
-    rows = {(row["setting"], row["how"]): row for row in table(8, dual_encoder(IMAGE, TEXT, 16))}
-    assert len(rows) == 3 * len(SETTINGS)
-    both, heads = (rows[name, "float32"] for name in ("finetuned", "projection"))
-    parameters = sum(p.numel() for p in dual_encoder(IMAGE, TEXT, 16).parameters())
-    assert both["weights"] == heads["weights"] == pytest.approx(4e-9 * parameters)
-    assert both["gradients"] == both["weights"] and both["moments"] == 2 * both["weights"]
-    assert (
-        heads["activations"]
-        < rows["finetuned-image", "float32"]["activations"]
-        < both["activations"]
-    )
-    for setting in SETTINGS:
-        totals = [
-            rows[setting, how]["total"]
-            for how in ("float32", "mixed precision", "and checkpointing")
-        ]
-        assert setting == "projection" or totals[0] > totals[1] > totals[2]
+    # Backward is twice the work, but the pixels need no gradient.
+    assert both == 3 * forward - batch * patches
 
 
 def test_the_shapes_are_those_of_vit_b_16_and_bert_base():
-    model = memory.dual_encoder()
+    with FakeTensorMode():
+        model = dual_encoder()
     assert sum(p.numel() for p in model.image_tower.parameters()) == 85_798_656
     assert sum(p.numel() for p in model.text_tower.parameters()) == 108_891_648
 
 
+LEAK = """
+import json
+from tests.test_memory import FakeTensorMode, activation_bytes, batch_for, dual_encoder
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1e3
+
+sizes = []
+for _ in range(4):
+    with FakeTensorMode():
+        model = dual_encoder()
+        activation_bytes(model, batch_for(model, 2))
+    sizes.append(resident())
+print(json.dumps(sizes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_counting_gives_its_memory_back():
+    done = subprocess.run([sys.executable, "-c", LEAK], cwd=ROOT, capture_output=True, text=True)
+    sizes = json.loads(done.stdout)
+    assert sizes[-1] - sizes[1] < 100, f"megabytes after each count: {sizes}"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_count_is_near_the_peak_of_a_real_process():
-    wide = {**SHAPE, "hidden_size": 128, "intermediate_size": 512}
-    found = measured(
-        ViTConfig(**wide, image_size=64, patch_size=8),
-        BertConfig(**wide, vocab_size=100),
-        (64, 320),
-    )
-    assert 0.7 < found["counted"] / found["measured"] < 1.3
+    command = [sys.executable, "-m", "scripts.memory"]
+    peaks = [
+        int(subprocess.run([*command, n], cwd=ROOT, capture_output=True).stdout)
+        for n in ("16", "80")
+    ]
+    with FakeTensorMode():
+        model = dual_encoder(ViTConfig(**SMALL_IMAGE), BertConfig(**SMALL_TEXT), 256)
+        counts = [activation_bytes(model, batch_for(model, n)) for n in (16, 80)]
+    assert 0.7 < (counts[1] - counts[0]) / (peaks[1] - peaks[0]) < 1.3

@@ -1,63 +1,18 @@
-"""What is chosen on machines that are made up, and whether the memory it plans with is the memory that is needed."""
+"""What holds only while a model trains, and is undone afterwards."""
 
 import pytest
 import torch
-from transformers import BertConfig, ViTConfig
 
 from helpers import training_context
 from helpers.config import worker_threads
-from helpers.training_context import (
-    choose,
-    memory_needed,
-    some_patches,
-    trained_parts,
-    without_dropout,
-)
-from scripts import memory
-
-T4 = {"gpu": "Tesla T4", "memory": 15_828_320_256, "bf16": False, "cores": 2}
-A100 = {"gpu": "NVIDIA A100-SXM4-40GB", "memory": 42_297_786_368, "bf16": True, "cores": 12}
-CPU = {"gpu": None, "memory": 0, "bf16": False, "cores": 2}
+from helpers.model import CLIP
+from helpers.training_context import best_precision, some_patches, trained_parts, while_training
+from tests.tiny import image_tower, text_tower
 
 
-@pytest.fixture(scope="module")
-def model():
-    """ViT-B/16 and BERT-base with uninitialised weights."""
-    return memory.dual_encoder()
-
-
-def test_a_cpu_keeps_32_bits_and_whole_batches(model):
-    settings, why = choose(CPU, 128, memory_needed(model))
-    assert settings == {"precision": "no", "gradient_checkpointing": False}
-    assert "No CUDA" in why and "batches of 128" in why and "2 threads" in why
-
-
-def test_a_t4_takes_fp16_and_the_whole_batch(model):
-    settings, why = choose(T4, 128, memory_needed(model, patches=0.5))
-    assert settings == {"precision": "fp16", "gradient_checkpointing": False}
-    assert all(
-        part in why for part in ("Tesla T4, 16 GB", "no bf16", "128 pairs", "which fits", "2 cores")
-    )
-
-
-def test_an_a100_takes_bf16(model):
-    settings, why = choose(A100, 128, memory_needed(model))
-    assert settings == {"precision": "bf16", "gradient_checkpointing": False}
-    assert all(
-        part in why for part in ("A100", "42 GB", "bf16", "which fits", "6 threads", "12 cores")
-    )
-
-
-def test_a_small_card_computes_layers_again_and_a_tiny_one_says_so(model):
-    needs = memory_needed(model, patches=0.5)
-    small, tiny = ({**T4, "gpu": "a card", "memory": size * 10**9} for size in (8, 3))
-    for card, said in (
-        (small, "too much, so layers are computed again"),
-        (tiny, "may be too much: tune one tower"),
-    ):
-        settings, why = choose(card, 128, needs)
-        assert settings["gradient_checkpointing"] and said in why
-    assert not choose(small, 8, needs)[0]["gradient_checkpointing"]
+def whole():
+    torch.manual_seed(0)
+    return CLIP(16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower())
 
 
 @pytest.mark.parametrize("cores, threads", [(1, 2), (2, 2), (12, 6), (96, 8)])
@@ -65,36 +20,44 @@ def test_threads_follow_the_cores(cores, threads):
     assert worker_threads(cores) == threads
 
 
-def test_a_frozen_tower_needs_no_more_than_its_weights(model):
-    both, image, text = (
-        memory_needed(model),
-        memory_needed(model, text=False),
-        memory_needed(model, image=False),
-    )
-    assert both[1] == image[1] + text[1] and image[0] < both[0] > text[0]
-    assert memory_needed(model, image=False, text=False)[1:] == (0, 0)
-
-
-@pytest.mark.parametrize("tuned, share", [((1, 0), 1.0), ((1, 0), 0.5), ((0, 1), 1.0)])
-def test_memory_planned_is_memory_counted(tuned, share):
-    """Against every tensor that autograd keeps, at the true widths and four layers: 12 would only take longer."""
-    small = memory.dual_encoder(ViTConfig(num_hidden_layers=4), BertConfig(num_hidden_layers=4))
-    batches = [memory.batch_for(small, size, training_context.TOKENS) for size in (1, 2)]
-    towers = small.image_tower, small.text_tower
-    with trained_parts(small, *tuned), without_dropout(*towers), some_patches(towers[0], share):
-        one, two = (memory.activation_bytes(small, batch, amp=True) for batch in batches)
-    planned = memory_needed(small, *map(bool, tuned), patches=share)[1]
-    assert 0.8 < planned / (two - one) < 1.25
-
-
-def test_look_reads_the_card(monkeypatch):
-    if not torch.cuda.is_available():
-        assert training_context.look()["gpu"] is None and training_context.look()["cores"] >= 1
+@pytest.mark.parametrize("has_bf16, best", [(True, "bf16"), (False, "fp16")])
+def test_precision_follows_the_device(monkeypatch, has_bf16, best):
+    monkeypatch.setattr(training_context, "pick_device", lambda: torch.device("cpu"))
+    assert best_precision() == "no"
     monkeypatch.setattr(training_context, "pick_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(training_context, "machine", lambda: {"gpu": "Tesla T4", "cores": 2})
-    card = type("Card", (), {"total_memory": T4["memory"]})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
-    )
-    assert training_context.look() == T4
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert best_precision() == best
+
+
+@pytest.mark.parametrize("image, text", [(1, 1), (1, 0), (0, 1), (0, 0)])
+def test_only_what_has_a_rate_takes_gradients_and_all_is_undone(image, text):
+    model = whole().eval()
+    model.text_tower.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    with while_training(model, image, text, gradient_checkpointing=True):
+        assert model.training and all(p.requires_grad for p in model.image_head.parameters())
+        for tower, rate in ((model.image_tower, image), (model.text_tower, text)):
+            assert {p.requires_grad for p in tower.parameters()} == {bool(rate)}
+            drops = {part.p for part in tower.modules() if isinstance(part, torch.nn.Dropout)}
+            assert drops <= {0.0} and model.image_head[3].p == 0.1
+    assert [p.requires_grad for p in model.parameters()] == before and not model.training
+    assert any(part.p for part in model.text_tower.modules() if isinstance(part, torch.nn.Dropout))
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("patch_keep_ratio, kept", [(1, 4), (0.75, 3), (0.5, 2)])
+def test_an_error_inside_leaves_the_tower_whole(patch_keep_ratio, kept):
+    tower, sizes = image_tower(), []
+    pixels = torch.zeros(2, 3, 16, 16)
+    with pytest.raises(RuntimeError, match="inside"), some_patches(tower, patch_keep_ratio):
+        sizes.append(tower.model(pixels).last_hidden_state.shape[1])
+        raise RuntimeError("inside")
+    assert sizes == [1 + kept] and tower.model(pixels).last_hidden_state.shape[1] == 5
+
+
+def test_a_frozen_tower_keeps_nothing_for_a_backward_pass():
+    model, batch = whole(), torch.zeros(2, 3, 16, 16)
+    with trained_parts(model, 0, 1e-3):
+        assert not model.image_tower(batch).requires_grad
+    with trained_parts(model, 1e-3, 0):
+        assert model.image_tower(batch).requires_grad
