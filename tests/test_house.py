@@ -37,7 +37,7 @@ max_flow""".split()
 
 # What a notebook defines in full: the same code as in the helper.
 LESSON = {
-    "02": "masked_mean ImageTower TextTower",
+    "02": "masked_mean ImageTower TextTower embed_batches",
     "03": "same_image clip_loss ProjectionHead CLIP ranks retrieval",
     "04": "parameter_groups warmup_cosine some_patches take_step dev_metrics fit",
     "05": "siglip_loss",
