@@ -1,10 +1,9 @@
 """Profiles: names, sizes, paths, and what the environment changes."""
 
-import numpy as np
 import pytest
 import torch
 
-from helpers.config import ROOT, get_profile, machine, pick_device, seed_everything
+from helpers.config import ROOT, get_profile, machine, pick_device
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +61,3 @@ def test_device_and_machine(monkeypatch):
     assert pick_device() == torch.device("meta")
     row = machine()
     assert set(row) == {"cpu", "cores", "gpu"} and row["cpu"] and row["cores"] >= 1
-
-
-def test_same_seed_same_numbers():
-    draws = []
-    for _ in range(2):
-        seed_everything(7)
-        draws.append((np.random.rand(), torch.rand(1).item()))
-    assert draws[0] == draws[1]

@@ -151,15 +151,6 @@ def test_from_coco_val_to_coco(get, root, server):
     assert images.items() <= tree(root).items()
 
 
-def test_zips_that_somebody_fetched_by_hand(get, server, root, files):
-    root.mkdir()
-    (root / "val2017.zip").write_bytes(files[VAL])
-    (root / "annotations_trainval2017.zip").write_bytes(files[ANNOTATIONS][:500])
-    get()
-    assert_whole(root)
-    assert server.requests == [(ANNOTATIONS, "bytes=500-")]
-
-
 def test_a_copy_of_ones_own_is_left_alone(get, server, root):
     """Only val2017/ and annotations/, and not to be written to."""
     write_captions(root, {i: ["a dog"] for i in IDS})
