@@ -131,8 +131,8 @@ def object_crops(profile, split: str = "val", limit: int = 1000) -> LabelledImag
     return LabelledImages(paths, np.array(labels, int), instances.names, crop_boxes=crop_boxes)
 
 
-def load_compositional(profile) -> dict[str, list[tuple[Path, str, str]]]:
-    """Images with a true caption and a foil of the same words: {kind: [(path, caption, foil), …]}.
+def load_compositional(profile) -> dict[str, tuple[LabelledImages, list[str], list[str]]]:
+    """Images, true captions, foils of the same words: {kind: (images, captions, foils)}.
 
     {} where there is no such probe.
     """
@@ -143,7 +143,9 @@ def load_compositional(profile) -> dict[str, list[tuple[Path, str, str]]]:
     content = json.loads(file.read_text())
     files = {image["id"]: image["file_name"] for image in content["images"]}
     triples = {}
-    for a in content["annotations"]:
-        path = folder / "compositional" / files[a["image_id"]]
-        triples.setdefault(a["kind"], []).append((path, a["caption"], a["foil"]))
+    for kind in dict.fromkeys(a["kind"] for a in content["annotations"]):
+        rows = [a for a in content["annotations"] if a["kind"] == kind]
+        paths = [folder / "compositional" / files[a["image_id"]] for a in rows]
+        images = LabelledImages(paths, np.zeros(len(rows), int), [kind])
+        triples[kind] = images, [a["caption"] for a in rows], [a["foil"] for a in rows]
     return triples

@@ -28,7 +28,6 @@ from helpers.minicoco.sprites import COLOURS
 from helpers.model import CLIP, SIGLIP_START, load_model, save_model
 from helpers.probes import Instances, load_compositional, load_probes
 from helpers.storage.files import atomic_write, replace_when_complete
-from helpers.storage.images import open_image
 from helpers.training import fit, tuning
 
 # Name in the results: (where it starts, is the image tower tuned, is the text tower tuned).
@@ -95,10 +94,11 @@ def evaluate(profile: Profile, model: CLIP) -> dict[str, dict]:
     prevalence = float(labels[:, labels.any(axis=0)].mean())
     value = evaluation.mean_average_precision(scores, labels)
     metrics["classification/map"] = {"value": value, "chance": prevalence}
-    triples = [row for rows in load_compositional(profile).values() for row in rows]
+    triples = load_compositional(profile).values()
     if triples:
-        paths, true, foils = (list(column) for column in zip(*triples, strict=True))
-        image_embeds = images([open_image(path) for path in paths])
+        image_embeds = torch.cat([images(probe) for probe, _, _ in triples])
+        true = [caption for _, captions, _ in triples for caption in captions]
+        foils = [foil for _, _, foils in triples for foil in foils]
         result = evaluation.compositional(image_embeds, texts(true), texts(foils))
         row = {"value": result["accuracy"], "chance": result["chance"], "n": result["n"]}
         metrics["compositional/accuracy"] = row

@@ -121,8 +121,8 @@ def test_compositional_captions_by_kind(root):
     rows = [row | {"kind": "order"}, row | {"image_id": 41, "kind": "binding"}]
     images = [image_entry(40), image_entry(41)]
     write_annotations(root / "probes", "captions_compositional.json", images, rows)
-    folder, sentences = root / "probes/compositional", ("A cat and a dog.", "A dog and a cat.")
-    assert load_compositional(profile(root)) == {
-        "order": [(folder / "000000000040.jpg", *sentences)],
-        "binding": [(folder / "000000000041.jpg", *sentences)],
-    }
+    triples = load_compositional(profile(root))
+    assert list(triples) == ["order", "binding"]
+    for (images, captions, foils), image_id in zip(triples.values(), (40, 41)):
+        assert captions == ["A cat and a dog."] and foils == ["A dog and a cat."]
+        assert images.paths == [root / f"probes/compositional/{image_id:012d}.jpg"]
