@@ -92,14 +92,12 @@ def evaluate(profile: Profile, model: CLIP) -> dict[str, dict]:
     labels = instances.labels(val.image_ids)
     scores = image_embeds @ evaluation.class_embeds(texts, instances.names).T
     prevalence = float(labels[:, labels.any(axis=0)].mean())
-    value = evaluation.mean_average_precision(scores, labels)
-    metrics["classification/map"] = {"value": value, "chance": prevalence}
+    precision = evaluation.mean_average_precision(scores, labels)
+    metrics["classification/map"] = {"value": precision, "chance": prevalence}
     triples = load_compositional(profile).values()
     if triples:
-        image_embeds = torch.cat([images(probe) for probe, _, _ in triples])
-        true = [caption for _, captions, _ in triples for caption in captions]
-        foils = [foil for _, _, foils in triples for foil in foils]
-        result = evaluation.compositional(image_embeds, texts(true), texts(foils))
+        embeds = [(images(probe), texts(true), texts(foils)) for probe, true, foils in triples]
+        result = evaluation.compositional(*(torch.cat(parts) for parts in zip(*embeds)))
         row = {"value": result["accuracy"], "chance": result["chance"], "n": result["n"]}
         metrics["compositional/accuracy"] = row
     return metrics
