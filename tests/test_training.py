@@ -54,10 +54,12 @@ def fit(model, train=TRAIN, dev=DEV, **settings):
 
 
 def without_time(history):
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
-        for row in history
-    ]
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in times} for row in history]
+
+
+def same(model, state):
+    return all(tensor.equal(state[name]) for name, tensor in head_state(model).items())
 
 
 def other(embeds, **changes):
@@ -68,10 +70,7 @@ def drawn(pairs, model, epoch, seed=0, size=3):
     """The batches of an epoch as (image id, caption's row) of each position."""
     batches = pairs.batches(model, [], seed, epoch, size, range(len(pairs) // size))
     row = {tuple(text.tolist()): m for m, text in enumerate(pairs.embeds.text_embeds)}
-    visits = [
-        zip(batch["image_ids"].tolist(), batch["text_features"].tolist(), strict=True)
-        for batch in batches
-    ]
+    visits = [zip(b["image_ids"].tolist(), b["text_features"].tolist()) for b in batches]
     return [[(image_id, row[tuple(text)]) for image_id, text in batch] for batch in visits]
 
 
@@ -113,14 +112,15 @@ def test_training_teaches():
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
-def test_dev_loss_sees_every_caption_in_evaluation_mode():
-    model = fresh().eval()
+@pytest.mark.parametrize("loss, start", [(clip_loss, {}), (siglip_loss, SIGLIP_START)])
+def test_dev_metrics_by_hand_over_all_captions_in_evaluation_mode(loss, start):
+    torch.manual_seed(0)
+    model = CLIP(10, 14, embed_dim=16, **start).eval()
     with torch.no_grad():
         images, texts = model.project_image(DEV.image_embeds), model.project_text(DEV.text_embeds)
         by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
-        expected = [
-            clip_loss(images, texts[by_image[:, r]], model.logit_scale).item() for r in range(3)
-        ]
+        captions = [texts[by_image[:, r]] for r in range(3)]
+        expected = [loss(images, caption, **model.logits()).item() for caption in captions]
         scores = (texts.double() @ images.double().T).numpy()
     metrics = dev_metrics(model.train(), Examples(embeds=DEV))
     assert metrics["dev_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
@@ -162,7 +162,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_callback_draws():
     history = fit(first, on_epoch=callback)
     assert seen == history and [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert without_time(history) == without_time(fit(second))
-    assert all(tensor.equal(head_state(second)[name]) for name, tensor in head_state(first).items())
+    assert same(first, head_state(second))
     assert without_time(history) != without_time(fit(other, seed=1))
 
 
@@ -170,18 +170,12 @@ def test_early_stopping_keeps_the_best_epoch():
     """With false captions at dev, learning makes it worse: the first epochs are the best."""
     wrong = other(DEV, text_embeds=-DEV.text_embeds)
     model, states = fresh(), []
-    history = fit(
-        model,
-        dev=wrong,
-        epochs=40,
-        patience=3,
-        lr=1e-2,
-        on_epoch=lambda row: states.append(head_state(model)),
-    )
+    settings = {"epochs": 40, "patience": 3, "lr": 1e-2}
+    history = fit(model, dev=wrong, on_epoch=lambda _: states.append(head_state(model)), **settings)
     losses = [row["dev_loss"] for row in history]
     best = losses.index(min(losses))
     assert len(history) == best + 1 + 3 < 40
-    assert all(tensor.equal(states[best][name]) for name, tensor in head_state(model).items())
+    assert same(model, states[best])
     assert dev_metrics(model, Examples(embeds=wrong))["dev_loss"] == pytest.approx(min(losses))
 
 
@@ -210,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(split):
     before = head_state(model)
     with pytest.raises(FloatingPointError, match="nan in step .*images [0-9, ]+….*NaN in the feat"):
         fit(model, **{split: broken})
-    assert all(tensor.equal(before[name]) for name, tensor in head_state(model).items())
+    assert same(model, before)
 
 
 def test_the_bar_is_one_line_on_stdout(capsys):
@@ -235,16 +229,7 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 
 def test_a_model_with_a_bias_is_trained_with_siglips_loss():
     torch.manual_seed(0)
-    model = CLIP(10, 14, embed_dim=16, **SIGLIP_START).eval()
-    with torch.no_grad():
-        images, texts = model.project_image(DEV.image_embeds), model.project_text(DEV.text_embeds)
-        by_image = np.argsort(DEV.owner.numpy(), kind="stable").reshape(40, 3)
-        start = model.logit_scale, model.logit_bias
-        expected = [siglip_loss(images, texts[by_image[:, r]], *start).item() for r in range(3)]
-    assert dev_metrics(model, Examples(embeds=DEV))["dev_loss"] == pytest.approx(
-        np.mean(expected), rel=1e-5
-    )
-    history = fit(model, epochs=60)
+    history = fit(CLIP(10, 14, embed_dim=16, **SIGLIP_START), epochs=60)
     assert history[-1]["dev_loss"] < history[0]["dev_loss"] and history[-1]["dev_recall@5"] > 0.8
     assert history[-1]["logit_bias"] != -10 and history[-1]["logit_scale"] != math.log(10)
 
@@ -266,13 +251,14 @@ def test_gradient_caching_changes_nothing_but_memory(start):
         torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-# Fine-tuning, on tiny towers and pictures
+# Fine-tuning, on tiny towers and images
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    write_dataset(tmp_path_factory.mktemp("tuning") / "coco", images=12)
-    return CaptionedImages(tmp_path_factory.getbasetemp() / "tuning0/coco", "val2017")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    write_dataset(folder / "coco", images=12)
+    return CaptionedImages(folder / "coco", "val2017")
 
 
 def whole(**start):
@@ -280,23 +266,20 @@ def whole(**start):
     return CLIP(16, 16, embed_dim=8, image_tower=image_tower(), text_tower=text_tower(), **start)
 
 
-def weights_of(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def tune(model, images, **settings):
+    """One epoch over 12 images, both towers unless it is said otherwise."""
+    examples = images if isinstance(images, Examples) else Examples(images)
+    rates = {"image_lr": 1e-3, "text_lr": 1e-3, "epochs": 1, "batch_size": 4}
+    return fit(model, examples, examples, **{**rates, **settings})
 
 
 @pytest.mark.parametrize("image, text", [(True, False), (False, True), (True, True)])
-def test_what_is_tuned_moves_and_what_is_locked_does_not(pictures, tmp_path, image, text):
+def test_what_is_tuned_moves_and_what_is_locked_does_not(images, image, text):
     model = whole()
-    before, pairs = weights_of(model), Examples(pictures)
-    assert model.image_tower.model.config.hidden_dropout_prob == 0 or model.text_tower is not None
-    history = fit(
-        model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3 * image, text_lr=1e-3 * text
-    )
-    moved = {
-        name.split(".")[0]
-        for name, tensor in model.state_dict().items()
-        if not tensor.equal(before[name])
-    }
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    history = tune(model, images, epochs=2, image_lr=1e-3 * image, text_lr=1e-3 * text)
+    after = model.state_dict().items()
+    moved = {name.split(".")[0] for name, tensor in after if not tensor.equal(before[name])}
     towers = {name for name, tuned in (("image_tower", image), ("text_tower", text)) if tuned}
     assert moved == {"image_head", "text_head", "logit_scale", *towers}
     assert [len(row["losses"]) for row in history] == [3, 3] and history[-1]["step"] == 6
@@ -315,80 +298,65 @@ def test_no_decay_on_biases_norms_embeddings_and_scalars():
     assert len(of) == len(list(model.parameters()))
 
 
-def test_a_locked_tower_may_come_as_features(pictures, tmp_path):
+def test_a_locked_tower_may_come_as_features(images, tmp_path):
     """LiT two ways: text features from the cache, or captions anew, give the same losses."""
-    histories = []
-    for embeds in (
-        None,
-        extract_embeddings(image_tower(), text_tower(), pictures, tmp_path, progress=False),
-    ):
-        pairs, model = Examples(pictures, embeds), whole()
-        histories.append(fit(model, pairs, pairs, batch_size=4, epochs=2, image_lr=1e-3))
-    plain, cached = ([loss for row in history for loss in row["losses"]] for history in histories)
-    assert cached == pytest.approx(plain, rel=1e-4)
+    features = extract_embeddings(image_tower(), text_tower(), images, tmp_path, progress=False)
+    losses = []
+    for embeds in (None, features):
+        history = tune(whole(), Examples(images, embeds), epochs=2, text_lr=0.0)
+        losses.append([loss for row in history for loss in row["losses"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_towers_drop_nothing_while_tuned_and_are_left_with_their_dropout(pictures):
-    model, seen = whole(), []
+def test_towers_drop_nothing_while_tuned_and_are_left_with_their_dropout(images):
+    model, states = whole(), []
     dropouts = [part for part in model.text_tower.modules() if isinstance(part, nn.Dropout)]
     assert dropouts and all(part.p == 0.1 for part in dropouts)
-    dropouts[0].register_forward_pre_hook(lambda part, _: seen.append((part.p, part.training)))
-    pairs = Examples(pictures)
-    fit(model, pairs, pairs, batch_size=4, epochs=1, image_lr=1e-3, text_lr=1e-3)
-    assert (0.0, True) in seen and all(part.p == 0.1 for part in dropouts)
+    dropouts[0].register_forward_pre_hook(lambda part, _: states.append((part.p, part.training)))
+    tune(model, images)
+    assert (0.0, True) in states and all(part.p == 0.1 for part in dropouts)
 
 
-def test_half_of_the_patches_and_others_each_time(pictures):
-    model, seen = whole(), []
-    pixels = torch.stack([pictures_to_pixels(model, pictures, i) for i in range(3)])
-    embedded = model.image_tower.model.embeddings(model.image_tower.normalise(pixels))
-    with training_context.some_patches(model.image_tower, 0.5):
-        model.image_tower.model.embeddings.register_forward_hook(
-            lambda part, args, out: seen.append(out)
-        )
-        torch.manual_seed(1), model.image_tower(pixels), model.image_tower(pixels)
-        torch.manual_seed(1), model.image_tower(pixels)
-    assert [out.shape for out in seen] == 3 * [(3, 1 + 2, 16)]  # CLS and two patches of four
-    for row, whole_row in zip(seen[0], embedded, strict=True):
+def test_half_of_the_patches_and_others_each_time(images):
+    model, outputs = whole(), []
+    tower = model.image_tower
+    pixels = tower.normalise(torch.stack([tower.preprocess(images.image(i)) for i in range(3)]))
+    embedded = tower.model.embeddings(pixels)
+    with training_context.some_patches(tower, 0.5):
+        tower.model.embeddings.register_forward_hook(lambda part, _, out: outputs.append(out))
+        for seed in (1, None, 1):
+            if seed is not None:
+                torch.manual_seed(seed)
+            tower(pixels)
+    assert [out.shape for out in outputs] == 3 * [(3, 1 + 2, 16)]  # CLS and two patches of four
+    for row, whole_row in zip(outputs[0], embedded, strict=True):
         assert row[0].equal(whole_row[0])
         assert all(any(token.equal(patch) for patch in whole_row[1:]) for token in row[1:])
-    assert seen[0].equal(seen[2]) and not seen[0].equal(seen[1])
-    assert model.image_tower.model.embeddings(model.image_tower.normalise(pixels)).shape == (
-        3,
-        5,
-        16,
-    )
+    assert outputs[0].equal(outputs[2]) and not outputs[0].equal(outputs[1])
 
 
-def pictures_to_pixels(model, pictures, i):
-    return model.image_tower.preprocess(pictures.image(i))
+def test_training_with_half_of_the_patches_is_measured_with_all_of_them(images):
+    model = whole()
+    history = tune(model, images, patch_keep_ratio=0.5)
+    metrics = dev_metrics(model, Examples(images), ["image", "text"])
+    assert metrics["dev_loss"] == pytest.approx(history[0]["dev_loss"])
+    assert history[0]["losses"] != tune(whole(), images)[0]["losses"]
 
 
-def test_training_with_half_of_the_patches_is_measured_with_all_of_them(pictures):
-    model, pairs = whole(), Examples(pictures)
-    options = {"image_lr": 1e-3, "text_lr": 1e-3, "batch_size": 4, "epochs": 1}
-    history = fit(model, pairs, pairs, patch_keep_ratio=0.5, **options)
-    raw = ["image", "text"]
-    assert dev_metrics(model, pairs, raw)["dev_loss"] == pytest.approx(history[0]["dev_loss"])
-    assert history[0]["losses"] != fit(whole(), pairs, pairs, **options)[0]["losses"]
-
-
-def test_gradient_checkpointing_gives_the_same_losses(pictures):
-    pairs, runs = Examples(pictures), []
+def test_gradient_checkpointing_gives_the_same_losses(images):
+    runs = []
     for on in (False, True):
         model = whole()
-        options = {"gradient_checkpointing": on, "image_lr": 1e-3, "text_lr": 1e-3}
-        runs.append(fit(model, pairs, pairs, batch_size=4, epochs=1, **options)[0]["losses"])
+        runs.append(tune(model, images, gradient_checkpointing=on)[0]["losses"])
         assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
-        assert not model.text_tower.model.get_input_embeddings()._forward_hooks, (
-            "frozen again, it must keep nothing"
-        )
+        # Frozen again, it must keep nothing.
+        assert not model.text_tower.model.get_input_embeddings()._forward_hooks
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
-def test_a_crop_is_another_each_epoch_and_never_depends_on_who_asks(pictures):
-    pairs, tower = Examples(pictures), image_tower()
-    first, again, later = (pairs.crop(3, tower, 0, epoch) for epoch in (1, 1, 2))
+def test_a_crop_is_another_each_epoch_and_never_depends_on_who_asks(images):
+    examples, tower = Examples(images), image_tower()
+    first, again, later = (examples.crop(3, tower, 0, epoch) for epoch in (1, 1, 2))
     assert first.equal(again) and not first.equal(later)
     assert first.shape == (3, 16, 16) and first.dtype == torch.uint8
 
@@ -430,7 +398,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_leaves_the_best_weights(monkeypa
     monkeypatch.setattr(training, "take_step", step)
     with pytest.raises(KeyboardInterrupt):
         fit(model)
-    assert all(tensor.equal(before[name]) for name, tensor in head_state(model).items())
+    assert same(model, before)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +419,7 @@ def test_settings_that_cannot_be_are_named_before_anything_is_trained(settings, 
     before = head_state(model)
     with pytest.raises(ValueError, match=message):
         fit(model, **settings)
-    assert all(tensor.equal(before[name]) for name, tensor in head_state(model).items())
+    assert same(model, before)
 
 
 def test_another_precision_in_the_same_process():
