@@ -72,7 +72,7 @@ def config_of(config, **entries):
 
 
 def vit_files(config: ViTConfig) -> dict[str, bytes]:
-    """What google/vit-base-patch16-224 holds: a ViTForImageClassification, with version 4's names."""
+    """What google/vit-base-patch16-224 holds: a ViTForImageClassification, by old names."""
     d, patch, grid = config.hidden_size, config.patch_size, config.image_size // config.patch_size
     shapes = {
         "vit.embeddings.cls_token": (1, 1, d),
