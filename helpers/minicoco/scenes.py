@@ -16,6 +16,15 @@ from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, FLYING
 # (colour, category): each half is captioned often, the two never together.
 NOVEL_COMBINATIONS = [tuple(combination) for combination in TABLES["novel_combinations"]]
 GROUPS = TABLES["groups"]
+SPLITS = ("train2017", "val2017")
+# Of the probes: single objects of these categories, and two objects of these kinds in turn.
+PROBE_CATEGORIES = {
+    "known": CAPTIONED,
+    "unseen_drawing": [c for c in CAPTIONED if sprites.drawings(c, probe=True)],
+    "uncaptioned": sprites.UNCAPTIONED,
+    "unseen": sprites.UNSEEN,
+}
+KINDS = ("binding", "order")
 
 
 @dataclass
@@ -113,6 +122,22 @@ def two_objects(rng: random.Random, kind: str) -> Scene:
         scene = random_scene(rng, [a, b])
         if kind == "binding" or relation_of(a, b) != "near":
             return scene
+
+
+def scene_of(split: str, index: int, seed: int) -> Scene:
+    """Scene `index` of a split or probe set: a pure function of (split, index, seed)."""
+    # "novel_combinations" was first called "pairs": with that word as seed its drawings stay.
+    rng = random.Random(f"{seed}/{'pairs' if split == 'novel_combinations' else split}/{index}")
+    if split in SPLITS:
+        return random_scene(rng)
+    if split == "compositional":
+        return two_objects(rng, KINDS[index % 2])
+    if split == "novel_combinations":
+        colour, category = NOVEL_COMBINATIONS[index % len(NOVEL_COMBINATIONS)]
+        return random_scene(rng, [random_object(rng, category, colour=colour)])
+    categories = PROBE_CATEGORIES[split]
+    category = categories[index % len(categories)]
+    return random_scene(rng, [random_object(rng, category, probe=split == "unseen_drawing")])
 
 
 def place_by_relation(objects: list[SceneObject], relation: str) -> None:
