@@ -73,8 +73,8 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     """The towers with projection heads trained over them, in evaluation mode on the best device.
 
     They are kept in `profile.trained`, and trained where they are missing, were made for other
-    towers, or with `rebuild`. `.history` holds the rows of their training. Where Ctrl-C ends it,
-    the heads are returned as they are and not kept.
+    towers, or with `rebuild`. `.history` holds the rows of their training. Heads whose training was
+    interrupted are not kept: `rebuild` returns them as they are, else it is a KeyboardInterrupt.
     """
     seed = profile.seed if seed is None else seed
     pair = towers(profile)
@@ -93,6 +93,8 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     model.history = history
     if history.interrupted:
         print(f"The training of seed {seed} was interrupted: its heads are not kept.")
+        if not rebuild:  # whoever needs finished heads cannot go on with these
+            raise KeyboardInterrupt
         return model.eval()
     best = min(history, key=lambda row: row["dev_loss"])
     rows = [{k: v for k, v in row.items() if k not in UNSTEADY} for row in history]

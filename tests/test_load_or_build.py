@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from helpers import load_or_build
 from helpers.training import History
@@ -55,7 +56,7 @@ def test_heads_are_trained_once_and_again_for_other_towers(smoke, monkeypatch, c
     assert len(trainings) == 3 and list(load_or_build.models(smoke)) == ["projection"]
 
 
-def test_interrupted_heads_are_returned_and_not_kept(smoke, monkeypatch, capsys):
+def test_interrupted_heads_are_not_kept(smoke, monkeypatch, capsys):
     path = smoke.trained / "heads/seed-0/heads.safetensors"
     load_or_build.heads(smoke)
     before = path.read_bytes()
@@ -65,3 +66,6 @@ def test_interrupted_heads_are_returned_and_not_kept(smoke, monkeypatch, capsys)
         model = load_or_build.heads(smoke, rebuild=True)
         assert model.history.interrupted and not model.training and path.read_bytes() == before
         assert "interrupted: its heads are not kept" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        load_or_build.heads(smoke, seed=7)
+    assert not (smoke.trained / "heads/seed-7").exists()
