@@ -148,18 +148,16 @@ def holds(facts, scene):
     """Whether the facts of a caption hold in a scene, in plain Python."""
     by_name = {o.category: o for o in scene.objects}
     for name, colour, count in facts["objects"]:
-        if name not in by_name or by_name[name].count != count:
-            return False
-        if colour not in (None, by_name[name].colour):
+        o = by_name.get(name)
+        if o is None or o.count != count or colour not in (None, o.colour):
             return False
     if facts["place"] not in (None, scene.place) or facts["time"] not in (None, scene.time):
         return False
-    if not facts["relation"]:
+    if facts["relation"] is None:
         return True
-    a, relation, b = facts["relation"]
-    a, b = by_name[a], by_name[b]
+    a, b = by_name[facts["relation"][0]], by_name[facts["relation"][2]]
     true = {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
-    return true[relation]
+    return true[facts["relation"][1]]
 
 
 def test_ceiling_is_what_a_perfect_retriever_reaches_on_average():

@@ -6,14 +6,8 @@ from pycocotools.coco import COCO
 
 from helpers.data import CaptionedImages
 from helpers.probes import PROBES, Instances, load_compositional, load_probes
-from tests.coco_files import (
-    IDS,
-    image_entry,
-    profile,
-    write_annotations,
-    write_images,
-    write_twelve,
-)
+from tests import coco_files
+from tests.coco_files import IDS, image_entry, profile, write_annotations, write_images
 
 CATEGORIES = [
     {"supercategory": "animal", "id": 18, "name": "dog"},
@@ -24,26 +18,19 @@ CATEGORIES = [
 
 def instance(annotation_id, image_id, category_id, bbox, **more):
     x, y, w, h = bbox
-    entry = {
-        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-        "area": w * h,
-        "iscrowd": 0,
-        "image_id": image_id,
-        "bbox": bbox,
-        "category_id": category_id,
-        "id": annotation_id,
-    }
-    return entry | more
+    outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    row = {"id": annotation_id, "image_id": image_id, "category_id": category_id, "bbox": bbox}
+    return row | {"segmentation": outline, "area": w * h, "iscrowd": 0} | more
 
 
 def write_instances(root, annotations, ids=IDS, name="val2017"):
-    images = [image_entry(image_id) for image_id in ids]
-    write_annotations(root, f"instances_{name}.json", images, annotations, categories=CATEGORIES)
+    images, file = [image_entry(image_id) for image_id in ids], f"instances_{name}.json"
+    write_annotations(root, file, images, annotations, categories=CATEGORIES)
 
 
 @pytest.fixture
 def root(tmp_path):
-    write_twelve(tmp_path)
+    coco_files.write_twelve(tmp_path)
     crowd = {"segmentation": {"counts": [0, 32 * 10, 32 * 38], "size": [32, 48]}, "iscrowd": 1}
     rows = [
         instance(1, 139, 18, [4, 4, 20, 16]),
