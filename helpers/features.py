@@ -61,8 +61,8 @@ def extract_embeddings(
     if not text_folder.is_dir():
         refuse_unknown_words(text_tower, texts)
     sizes = {"batch_size": batch_size, "shard_size": shard_size, "progress": progress}
-    image_embeds = _embed(image_tower, dataset, _image_batches, folder=image_folder, **sizes)
-    text_embeds = _embed(text_tower, texts, _text_batches, folder=text_folder, **sizes)[rows]
+    image_embeds = _embed("images", image_tower, dataset, folder=image_folder, **sizes)
+    text_embeds = _embed("captions", text_tower, texts, folder=text_folder, **sizes)[rows]
     owner, image_ids = torch.as_tensor(owner), torch.as_tensor(image_ids)
     return Embeddings(image_embeds, text_embeds, owner, image_ids, captions)
 
@@ -72,13 +72,13 @@ def embed_images(tower, images, batch_size=128, progress=False) -> Tensor:
 
     images: CaptionedImages or LabelledImages, or a list of PIL images.
     """
-    return _embed(tower, images, _image_batches, batch_size, progress=progress)
+    return _embed("images", tower, images, batch_size, progress=progress)
 
 
 def embed_texts(tower, texts, batch_size=128, progress=False) -> Tensor:
     """Embed captions without a cache, each distinct one once: M strings to float32 [M, D]."""
     distinct, rows = _distinct(texts)
-    return _embed(tower, distinct, _text_batches, batch_size, progress=progress)[rows]
+    return _embed("captions", tower, distinct, batch_size, progress=progress)[rows]
 
 
 def embed_batches(tower, batches):
@@ -95,20 +95,17 @@ def embed_batches(tower, batches):
 
     @torch.inference_mode()
     def embed(batch):
+        torch.set_num_threads(1)
         rows, inputs = batch
-        if device.type == "cpu":
-            torch.set_num_threads(1)
         if cuda:
             inputs = {name: t.pin_memory() for name, t in inputs.items()}
         inputs = {name: t.to(device, non_blocking=cuda) for name, t in inputs.items()}
         with torch.autocast(device.type, torch.float16, enabled=cuda):
             return rows, tower(**inputs)
 
-    if device.type != "cpu":
-        yield from map(embed, batches)
-        return
+    at_once = cores if device.type == "cpu" else 1
     try:
-        yield from prefetch(embed, batches, workers=cores, ahead=cores)
+        yield from prefetch(embed, batches, workers=at_once, ahead=at_once)
     finally:
         torch.set_num_threads(cores)
 
@@ -169,7 +166,7 @@ def _distinct(texts: list[str]) -> tuple[list[str], Tensor]:
     return distinct, torch.tensor([row[text] for text in texts], dtype=torch.long)
 
 
-def _embed(tower, data, make_batches, batch_size, folder=None, shard_size=2048, progress=False):
+def _embed(kind, tower, data, batch_size, folder=None, shard_size=2048, progress=False):
     """All embeddings [N, D], shard by shard, from the cache in `folder` where it has them."""
     if pick_device().type == "cpu":
         batch_size = min(batch_size, ON_CPU)
@@ -178,11 +175,11 @@ def _embed(tower, data, make_batches, batch_size, folder=None, shard_size=2048, 
     missing = [rows for rows in shards if folder is None or not _read(folder, rows, output)]
     if not missing:
         return output
-    name = "images" if make_batches is _image_batches else "captions"
-    bar = {"desc": name, "file": sys.stdout, "disable": not progress}
-    there = len(data) - sum(map(len, missing))
+    bar = {"desc": kind, "file": sys.stdout, "disable": not progress}
+    bar |= {"total": len(data), "initial": len(data) - sum(map(len, missing))}
+    make_batches = _image_batches if kind == "images" else _text_batches
     with (
-        tqdm(total=len(data), initial=there, **bar) as bar,
+        tqdm(**bar) as bar,
         _frozen(tower),
         closing(make_batches(tower, data, missing, batch_size)) as batches,
         closing(embed_batches(tower, batches)) as embedded,

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from helpers.config import ROOT
 
@@ -54,14 +54,18 @@ def fetch(model: str) -> Path:
 
     Raises OSError, in one sentence with the fix, for what is likely; else the hub's own error.
     """
+    revision, names = REVISIONS[model], FILES[model]
+    cached = [try_to_load_from_cache(model, name, revision=revision) for name in names]
+    if all(isinstance(path, str) for path in cached):
+        return Path(cached[0]).parent
     try:
-        snapshot = snapshot_download(model, revision=REVISIONS[model], allow_patterns=FILES[model])
+        snapshot = snapshot_download(model, revision=revision, allow_patterns=names)
     except Exception as error:
         sentence = advice(model, error)
         if sentence is None:
             raise
         raise OSError(sentence) from None
-    missing = [name for name in FILES[model] if not Path(snapshot, name).is_file()]
+    missing = [name for name in names if not Path(snapshot, name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{snapshot} lacks {', '.join(missing)}: run this again without HF_HUB_OFFLINE, and "
