@@ -119,6 +119,8 @@ def test_controls_can_be_named_reached_and_read(name, request):
     assert inside == list(widget.controls.values())
     assert widget.image in widget.children and widget.message in widget.children
     assert widget.image.layout.height.endswith("px")
+    widget.lines[0].layout.display = "none"
+    assert all(line.layout.display is None for line in widget.lines[1:])
 
 
 # A sentence

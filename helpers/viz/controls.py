@@ -40,8 +40,9 @@ class Live(widgets.VBox):
         layout = {"width": "100%", "height": f"{height}px"}
         layout |= {"object_fit": "contain", "object_position": "left top"}
         self.image = widgets.Image(format="png", layout=widgets.Layout(**layout))
-        wrapped = widgets.Layout(flex_flow="row wrap")
-        self.lines = [widgets.HBox([controls[k] for k in row], layout=wrapped) for row in rows]
+        self.lines = [widgets.HBox([controls[name] for name in row]) for row in rows]
+        for line in self.lines:
+            line.layout.flex_flow = "row wrap"
         super().__init__([*self.lines, self.message, self.image])
         for control in controls.values():
             control.observe(self.redraw, "value")
