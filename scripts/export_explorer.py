@@ -1,4 +1,7 @@
-"""The explorer without Python: a dozen pictures with their maps, computed beforehand, in one HTML file."""
+"""The explorer without Python: a dozen images with their maps, computed beforehand, in one file.
+
+python -m scripts.export_explorer writes build/explorer.html, which needs no network.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,7 @@ import transformers
 from PIL import Image
 
 from helpers import load_or_build
-from helpers.attention import (
-    attention_flow,
-    batches,
-    depth,
-    patch_grid,
-    patches,
-    pooling,
-    raw_attention,
-    record,
-    relevance,
-    rollout,
-    word_scores,
-)
+from helpers.attention import compare, patch_grid, token_scores, word_scores
 from helpers.config import ROOT, Profile, get_profile
 from helpers.storage.files import atomic_write
 from helpers.viz.overlays import heat
@@ -32,78 +23,70 @@ from helpers.viz.overlays import heat
 TEMPLATE = Path(__file__).with_name("explorer.html")
 
 
-def readings(tower, batch: dict) -> dict[str, list]:
-    """Scores of a tower's tokens, each [B, N]: "raw" by layer and head (their mean first), "rollout" and "flow" through
-    the first 1, 2, … layers."""
-    attentions = record(tower, batch)
-    layers, _, heads, tokens, _ = attentions.shape
-    start = pooling(batch, tokens).cpu()
-    raw = [
-        raw_attention(attentions, start, layer, h)
-        for layer in range(layers)
-        for h in (None, *range(heads))
-    ]
-    deep = range(1, layers + 1)
-    return {
-        "raw": raw,
-        "rollout": [rollout(attentions[:k], start) for k in deep],
-        "flow": [attention_flow(attentions[:k], start) for k in deep],
-    }
+def settings(layers: int, heads: int) -> dict[str, list[dict]]:
+    """What can be chosen under each method, in the page's order, as options of `token_scores`.
+
+    raw: layer by layer the mean of all heads, then each; rollout and flow: the first 1, 2, …
+    layers; relevance: the last 1, 2, … layers.
+    """
+    which, depths = [None, *range(heads)], range(1, layers + 1)
+    raw = [{"layer": layer, "head": head} for layer in range(layers) for head in which]
+    first = [{"layers": slice(k)} for k in depths]
+    last = [{"layers": slice(-k, None)} for k in depths]
+    return {"raw": raw, "rollout": first, "flow": first, "relevance": last}
+
+
+def offered(model) -> tuple[int, int]:
+    """The layers and the heads that both towers have."""
+    both = [tower.model.config for tower in (model.image_tower, model.text_tower)]
+    layers = min(config.num_hidden_layers for config in both)
+    return layers, min(config.num_attention_heads for config in both)
 
 
 def measured(model, image, captions: list[str], other: str) -> dict:
-    """A picture and what every method says of it, of its captions and of another picture's, ready for JSON.
+    """An image and what every method says of it, its captions and another's, ready for JSON.
 
-    "maps" {method: [one map a setting]}, "captions" [{"own", "words", "scores" {method: …}, "special" {method: …},
-    "relevance" [one map a setting]}]; relevance is by the last 1, 2, … layers.
+    "maps" {method: [one map a setting]}, "captions" [{"own", "words", "scores" {method: …},
+    "special" {method: …}, "relevance" [one map a setting]}].
     """
     captions = [*captions, other]
-    seen, _ = batches(model, [image], captions[:1])
-    many, read = batches(model, [image] * len(captions), captions)
-
-    def maps(scores):
-        return [
-            rounded(patch_grid(model.image_tower, seen["pixel_values"], row[:1]).flatten())
-            for row in scores
-        ]
-
-    texts = readings(model.text_tower, read)
-    layers, _ = depth(model.image_tower)
-    pairs = [relevance(model, many, read, slice(-k, None)) for k in range(1, layers + 1)]
-    texts["relevance"] = [of_tokens for _, of_tokens, _ in pairs]
-    told = {
-        name: [word_scores(model.text_tower, read["input_ids"], row) for row in rows]
-        for name, rows in texts.items()
-    }
-    return {
-        "src": jpeg(image),
-        "maps": {name: maps(rows) for name, rows in readings(model.image_tower, seen).items()},
-        "captions": [
+    _, pixels, tokens, sides, similarity = compare(model, [image], captions)
+    attentions, source = sides["image"]
+    # The image is the same in every row, and only relevance reads the caption.
+    one_image = [weights[:1] for weights in attentions], source[:1]
+    maps, words = {}, {}
+    for method, options in settings(*offered(model)).items():
+        side = sides["image"] if method == "relevance" else one_image
+        rows = [token_scores(side, similarity, method, **row) for row in options]
+        maps[method] = [patch_grid(model.image_tower, pixels["pixel_values"], row) for row in rows]
+        rows = [token_scores(sides["text"], similarity, method, **row) for row in options]
+        words[method] = [word_scores(model.text_tower, tokens["input_ids"], row) for row in rows]
+    relevance = maps.pop("relevance")
+    texts = []
+    for c, text in enumerate(captions):
+        of_caption = {method: [row[c] for row in rows] for method, rows in words.items()}
+        texts.append(
             {
-                "text": caption,
+                "text": text,
                 "own": c + 1 < len(captions),
-                "cosine": round(float(pairs[-1][2][c]), 3),
-                "words": told["raw"][0][c].words,
-                "scores": {
-                    name: [rounded(row[c].scores) for row in rows] for name, rows in told.items()
-                },
-                "special": {
-                    name: [round(row[c].special, 3) for row in rows] for name, rows in told.items()
-                },
-                "relevance": maps([of_patches[c : c + 1] for of_patches, _, _ in pairs]),
+                "cosine": round(similarity[c].item(), 3),
+                "words": of_caption["raw"][0].words,
+                "scores": {m: [rounded(row.scores) for row in r] for m, r in of_caption.items()},
+                "special": {m: [round(row.special, 3) for row in r] for m, r in of_caption.items()},
+                "relevance": [rounded(grid[c]) for grid in relevance],
             }
-            for c, caption in enumerate(captions)
-        ],
-    }
+        )
+    maps = {method: [rounded(grid[0]) for grid in grids] for method, grids in maps.items()}
+    return {"src": jpeg(image), "maps": maps, "captions": texts}
 
 
 def rounded(values) -> list[float]:
     """Three digits of each: what a picture can show, at a third of the size."""
-    return [float(f"{value:.3g}") for value in values.tolist()]
+    return [float(f"{value:.3g}") for value in values.flatten().tolist()]
 
 
 def jpeg(image: Image.Image) -> str:
-    """A picture as the address of an <img>, 360 pixels at most."""
+    """An image as the address of an <img>, 360 pixels at most."""
     image = image.convert("RGB")
     image.thumbnail((360, 360))
     buffer = io.BytesIO()
@@ -112,49 +95,36 @@ def jpeg(image: Image.Image) -> str:
 
 
 def page(model, images: list, captions: list[list[str]], credit: str = "") -> str:
-    """The explorer's page over some pictures, each with its captions and one of the next picture's.
-
-    HTML that needs nothing else: no network, no other file.
-    """
-    others = [told[0] for told in captions[1:] + captions[:1]]
-    layers, heads = depth(model.image_tower)
+    """The explorer's page over some images, each with its captions and one of the next image's."""
+    others = [own[0] for own in captions[1:] + captions[:1]]
+    layers, heads = offered(model)
+    side = model.image_tower.size // model.image_tower.model.config.patch_size
     data = {
-        "grid": list(patches(model.image_tower)),
+        "grid": [side, side],
         "layers": layers,
         "heads": heads,
         "palette": [[round(255 * part) for part in heat(1.0)(i)[:3]] for i in range(0, 256, 4)],
-        "pictures": [measured(model, *row) for row in zip(images, captions, others, strict=True)],
+        "pictures": [measured(model, *row) for row in zip(images, captions, others)],
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     text = text.replace("</", "<\\/")  # stays inside its <script>
-    return (
-        TEMPLATE.read_text(encoding="utf-8")
-        .replace("%CREDIT%", html.escape(credit))
-        .replace("%DATA%", text)
-    )
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return template.replace("%CREDIT%", html.escape(credit)).replace("%DATA%", text)
 
 
 def write_page(profile: Profile, path: Path, count: int = 12) -> Path:
-    """Writes the page over the first pictures of val, by the last of the profile's models; returns its path."""
+    """Writes the page over the first images of val, by the last of the profile's models."""
     model = list(load_or_build.models(profile).values())[-1][0]
     images = load_or_build.data(profile, "val")
-    told = [list(dict.fromkeys(images.captions(i)))[:3] for i in range(count)]
-    credit = (
-        "Pictures made from OpenMoji's drawings, CC BY-SA 4.0."
-        if profile.rendered
-        else "Pictures: COCO 2017."
-    )
-    atomic_write(path, page(model, [images.image(i) for i in range(count)], told, credit))
+    captions = [list(dict.fromkeys(images.captions(i)))[:3] for i in range(count)]
+    drawings = "Pictures made from OpenMoji's drawings, CC BY-SA 4.0."
+    credit = drawings if profile.rendered else "Pictures: COCO 2017."
+    atomic_write(path, page(model, [images.image(i) for i in range(count)], captions, credit))
     return path
 
 
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    path = write_page(get_profile(), ROOT / "build" / "explorer.html")
-    print(
-        f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB, to be opened in any browser"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    transformers.logging.set_verbosity_error()
+    written = write_page(get_profile(), ROOT / "build" / "explorer.html")
+    size = written.stat().st_size / 1e6
+    print(f"{written.relative_to(ROOT)}: {size:.1f} MB, to be opened in any browser")

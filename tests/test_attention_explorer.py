@@ -1,4 +1,4 @@
-"""The explorer without a browser: each control changes the picture's bytes or is said not to; and the page's parts."""
+"""The explorer without a browser: each control changes the image's bytes, or is said not to."""
 
 import io
 
@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.attention import METHODS, UNREAD, Maps
+from helpers.attention import METHODS
 from helpers.viz import attention_explorer, controls, figures
-from helpers.viz.attention_explorer import FILE, GALLERY, PATCH, POOLING, SCENE, seen_figure
+from helpers.viz.attention_explorer import FILE, GALLERY, PATCH, POOLING, SCENE, UNREAD
 from helpers.viz.widgets import explorer
 from tests.tiny import deep_model
 from tests.uploads import send
 
-PICTURES = [
-    Image.fromarray(x) for x in np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
-]
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
+IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
 CAPTIONS = [["a red bus and two dogs", "a bus"], "a blue cat on the beach", ["a dog sleeps"]]
 # Another value of each control, and what has to be set for it to be read.
 OTHERS = {
@@ -45,7 +44,7 @@ def model():
 @pytest.fixture
 def widget(model):
     figures.style()
-    return explorer(model, PICTURES, CAPTIONS)
+    return explorer(model, IMAGES, CAPTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +54,12 @@ def no_figure_stays_open():
 
 
 def shown(widget) -> bytes:
-    """The bytes of the widget's picture, once it is sure that they are a PNG and that nothing went wrong."""
+    """The bytes of the widget's image: a PNG, and nothing went wrong."""
     assert widget.message.value == ""
-    with Image.open(io.BytesIO(widget.picture.value)) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-    return widget.picture.value
+    with Image.open(io.BytesIO(widget.image.value)) as image:
+        image.load()
+        assert image.format == "PNG"
+    return widget.image.value
 
 
 def put(widget, **values):
@@ -75,15 +74,15 @@ def jpeg(color="red") -> bytes:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_each_control_changes_the_picture_and_back(widget, name):
+def test_each_control_changes_the_image_and_back(widget, name):
     other, needs = OTHERS[name]
     put(widget, **needs)
     control, before = widget.controls[name], shown(widget)
-    kept = control.value
+    value = control.value
     assert not control.disabled and control.layout.display != "none"
     control.value = other
     assert shown(widget) != before
-    control.value = kept
+    control.value = value
     if name == "number":
         assert widget.controls["caption"].value == CAPTIONS[0][0]
     assert shown(widget) == before
@@ -92,42 +91,23 @@ def test_each_control_changes_the_picture_and_back(widget, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_control_that_is_not_read_is_disabled_and_changes_nothing(widget, method):
     put(widget, method=method)
-    before = shown(widget)
+    before, note = shown(widget), widget.note.value
+    assert ("caption cannot change the map" in note) == (method != "relevance")
+    assert 'role="status"' in note and all(name in note for name in UNREAD[method])
     for name in ("tower", "head", "layer", "layers", "source", "row", "column"):
         control = widget.controls[name]
-        unread = name in UNREAD[method] or name in ("row", "column")
-        assert control.disabled == unread, name
-        if not unread:
-            continue
-        assert name in widget.note.value or name in ("row", "column")
-        choices = getattr(control, "options", (None,))
-        control.value = {"layer": 1, "layers": (1, 2)}.get(name, choices[-1] or 1)
-        if (
-            name != "tower"
-        ):  # which changes what heads and sources there are, though not the picture
-            assert control.disabled
-        assert shown(widget) == before, name
-
-
-def test_it_says_what_cannot_change_the_map(widget):
-    for method in METHODS:
-        put(widget, method=method)
-        assert ("caption cannot change the map" in widget.note.value) == (method != "relevance")
-        assert 'role="status"' in widget.note.value and "row" in widget.note.value
+        assert control.disabled == (name in UNREAD[method] or name in ("row", "column")), name
+        if control.disabled:
+            choices = getattr(control, "options", (1,))
+            control.value = (1, 2) if name == "layers" else choices[-1]
+            assert shown(widget) == before, name
 
 
 def test_words_are_on_offer_as_sources_of_the_text_tower(widget):
     put(widget, method="rollout", tower="text")
     source, before = widget.controls["source"], shown(widget)
-    assert list(source.options) == [
-        POOLING,
-        "word 1: a",
-        "word 2: red",
-        "word 3: bus",
-        "word 4: and",
-        "word 5: two",
-        "word 6: dogs",
-    ]
+    words = [f"word {i}: {word}" for i, word in enumerate(CAPTIONS[0][0].split(), 1)]
+    assert list(source.options) == [POOLING, *words]
     source.value = "word 6: dogs"
     assert shown(widget) != before and widget.controls["row"].disabled
     put(widget, caption="a bus")
@@ -136,7 +116,19 @@ def test_words_are_on_offer_as_sources_of_the_text_tower(widget):
     assert list(source.options) == [POOLING, PATCH]
 
 
-def test_captions_follow_the_picture(widget):
+def test_the_source_is_marked(widget, monkeypatch):
+    drawn = []
+    draw = attention_explorer.overlays.map_and_words
+    watched = lambda *args, **look: drawn.append(look) or draw(*args, **look)  # noqa: E731
+    monkeypatch.setattr(attention_explorer.overlays, "map_and_words", watched)
+    put(widget, method="rollout", source=PATCH, row=1, column=3, tower="text", top=0.2)
+    put(widget, source="word 6: dogs")
+    marks = [look.get("marked") or look.get("word") for look in drawn]
+    assert (0, 2) in marks and marks[-1] == 5
+    assert drawn[-1]["top"] == 0.2 and shown(widget)
+
+
+def test_captions_follow_the_image(widget):
     choice, caption = widget.controls["choice"], widget.controls["caption"]
     assert list(choice.options) == CAPTIONS[0] and caption.value == CAPTIONS[0][0]
     put(widget, number=2)
@@ -147,21 +139,15 @@ def test_captions_follow_the_picture(widget):
 
 
 def test_a_gallery_may_be_a_data_set(model):
-    class Images:
-        def __len__(self):
-            return 2
-
-        def image(self, i):
-            return PICTURES[i]
+    class Images(list):
+        image = list.__getitem__
 
         def captions(self, i):
             return [CAPTIONS[1], "a cat"]
 
-    widget = explorer(model, Images(), start=1)
-    assert widget.controls["number"].value == 2 and widget.controls["choice"].options == (
-        CAPTIONS[1],
-        "a cat",
-    )
+    widget = explorer(model, Images(IMAGES), start=1)
+    assert widget.controls["number"].value == 2
+    assert list(widget.controls["choice"].options) == [CAPTIONS[1], "a cat"]
     shown(widget)
 
 
@@ -170,8 +156,8 @@ def test_a_scene_is_composed_with_captions_of_its_own(widget):
     put(widget, origin=SCENE)
     assert shown(widget) != before
     assert all(line.layout.display is None for line in widget.lines[1:5])
-    choice = widget.controls["choice"]
-    assert len(choice.options) >= 2 and "car" in widget.controls["caption"].value
+    assert len(widget.controls["choice"].options) >= 2
+    assert "car" in widget.controls["caption"].value
     before = shown(widget)
     put(widget, first="apple")
     assert shown(widget) != before and "apple" in widget.controls["caption"].value
@@ -182,13 +168,11 @@ def test_a_scene_is_composed_with_captions_of_its_own(widget):
 
 
 def test_a_file_is_asked_for_opened_once_and_explored(widget, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        attention_explorer, "opened", lambda file: calls.append(file.name) or controls.opened(file)
-    )
-    before = widget.picture.value
+    calls, opened = [], controls.opened
+    monkeypatch.setattr(controls, "opened", lambda file: calls.append(file.name) or opened(file))
+    before = widget.image.value
     put(widget, origin=FILE)
-    assert "Upload a picture" in widget.message.value and widget.picture.value == before
+    assert "Upload a picture" in widget.message.value and widget.image.value == before
     assert widget.controls["choice"].disabled and widget.controls["caption"].value == CAPTIONS[0][0]
     send(widget.controls["file"], "mine.jpg", jpeg())
     first = shown(widget)
@@ -206,18 +190,16 @@ def test_a_bad_file_gives_a_sentence_escaped(widget, content):
     send(widget.controls["file"], "a<b>.jpg", jpeg())
     before = shown(widget)
     send(widget.controls["file"], "<img src=x>.jpg", content)
-    assert (
-        "&lt;img src=x&gt;.jpg is no whole picture" in widget.message.value
-        and "<img" not in widget.message.value
-    )
-    assert "Traceback" not in widget.message.value and widget.picture.value == before
+    message = widget.message.value
+    assert "&lt;img src=x&gt;.jpg is no whole picture" in message and "<img" not in message
+    assert "Traceback" not in message and widget.image.value == before
 
 
-def test_a_caption_with_markup_is_shown_as_it_is(model, widget):
+def test_a_caption_with_markup_is_shown_as_it_is(widget):
     put(widget, caption="<b>a red bus</b> for $5 and $6", method="raw", tower="text")
     shown(widget)
     assert "<b>" not in widget.note.value
-    put(widget, caption="")
+    put(widget, caption=" ")
     assert "Type a caption" in widget.message.value
     put(widget, caption="🚌 \n中文")
     shown(widget)
@@ -229,27 +211,32 @@ def test_every_control_can_be_named_and_reached(widget):
     for control in inside:
         assert control.description.strip() and getattr(control, "continuous_update", False) is False
         assert getattr(control, "tabbable", None) is not False
-    assert [type(child) for child in widget.children[-3:]] == [
-        ipywidgets.HTML,
-        ipywidgets.HTML,
-        ipywidgets.Image,
-    ]
+    last = [type(child) for child in widget.children[-3:]]
+    assert last == [ipywidgets.HTML, ipywidgets.HTML, ipywidgets.Image]
 
 
-def test_a_change_draws_once(widget):
-    calls, figure = [], widget.figure
-    widget.figure = lambda **values: calls.append(values["caption"]) or figure(**values)
+def test_a_change_draws_once_and_computes_only_what_is_new(widget, monkeypatch):
+    calls = {"compare": 0, "read_maps": 0, "map_and_words": 0}
+
+    def count(where, name):
+        real = getattr(where, name)
+
+        def counted(*args, **options):
+            calls[name] += 1
+            return real(*args, **options)
+
+        monkeypatch.setattr(where, name, counted)
+
+    count(attention_explorer, "compare")
+    count(attention_explorer, "read_maps")
+    count(attention_explorer.overlays, "map_and_words")
     put(widget, number=2)
+    assert list(calls.values()) == [1, 1, 1]
+    put(widget, method="flow")
+    put(widget, layers=(1, 2))
+    assert list(calls.values()) == [1, 3, 3], "both towers have read this pair already"
+    put(widget, strength=0.5, top=0.1)
+    assert list(calls.values()) == [1, 3, 5], "and the map is there"
     put(widget, origin=SCENE)
     put(widget, first="dog")
-    assert len(calls) == 3 and calls[0] == CAPTIONS[1] and "dog" in calls[2]
-
-
-def test_seen_figure_marks_the_source(model):
-    seen = Maps(model).see(PICTURES[0], "a red bus", "raw")
-    patch = seen_figure(PICTURES[0], seen, "title", source=(1, 2), strength=0.5, top=0.2)
-    assert patch.axes[1].patches and patch.axes[1].images[1].get_clim() == (0, 0.2)
-    word = seen_figure(PICTURES[0], seen, tower="text", source=1)
-    assert [t.get_text() for t in word.axes[2].texts] == ["a", "▸ red", "bus"]
-    assert not word.axes[1].patches
-    plt.close("all")
+    assert list(calls.values()) == [3, 5, 7]

@@ -7,48 +7,53 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from helpers.attention import METHODS, explain
+from helpers.model import CLIP
 from scripts.export_explorer import page
-from tests.tiny import deep_model
+from tests.tiny import WORDS, image_tower, text_tower
 
-PICTURES = [
-    Image.fromarray(x) for x in np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), np.uint8)
-]
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), np.uint8)
+IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
 CAPTIONS = [["a red bus and two dogs", "a bus"], ["</script><b>a cat</b> & a dog"]]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return deep_model()
+    """Towers of unequal heads and layers: the page offers what both have, 2 heads and 3 layers."""
+    shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
+    image = image_tower(size=32, **shape)
+    text = {**shape, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    return CLIP(16, 16, 8, image, text_tower(words=[*WORDS, "##s", "##es"], **text)).eval()
 
 
 @pytest.fixture(scope="module")
 def text(model):
-    return page(model, PICTURES, CAPTIONS, "Pictures & more")
+    return page(model, IMAGES, CAPTIONS, "Pictures & more")
 
 
 @pytest.fixture(scope="module")
 def data(text):
-    return json.loads(
-        re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1]
-    )
+    element = r'<script id="data" type="application/json">(.*?)</script>'
+    return json.loads(re.search(element, text, re.S)[1])
 
 
 def test_it_needs_no_network_and_no_other_file(text):
-    assert not re.search(
-        r"https?:|//[a-z]|@import|url\(|<link[^>]+href=\"(?!data:)|\bfetch\(|XMLHttp", text
-    )
+    outside = r"https?:|//[a-z]|@import|url\(|<link[^>]+href=\"(?!data:)|\bfetch\(|XMLHttp"
+    assert not re.search(outside, text)
     assert all(source.startswith("data:") for source in re.findall(r'\bsrc="([^"]*)"', text))
     assert "%" + "DATA%" not in text and "Pictures &amp; more" in text
 
 
 def test_captions_with_markup_stay_data(text, data):
     assert text.count("</script>") == 2
-    assert [c["text"] for c in data["pictures"][0]["captions"]] == [*CAPTIONS[0], CAPTIONS[1][0]]
-    assert [c["own"] for c in data["pictures"][0]["captions"]] == [True, True, False]
-    assert data["pictures"][1]["captions"][1]["text"] == CAPTIONS[0][0]
+    first, second = (image["captions"] for image in data["pictures"])
+    assert [row["text"] for row in first] == [*CAPTIONS[0], CAPTIONS[1][0]]
+    assert [row["own"] for row in first] == [True, True, False]
+    assert second[1]["text"] == CAPTIONS[0][0]
 
 
 def test_every_control_has_a_label(text):
@@ -58,40 +63,34 @@ def test_every_control_has_a_label(text):
     assert '<html lang="en">' in text and 'role="status"' in text
 
 
-def test_pictures_are_inside(data):
-    for picture, source in zip(PICTURES, (p["src"] for p in data["pictures"]), strict=True):
-        kind, content = source.split(",")
+def test_images_are_inside(data):
+    for image, row in zip(IMAGES, data["pictures"], strict=True):
+        kind, content = row["src"].split(",")
         assert kind == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(content))).size == picture.size
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size == image.size
+
+
+# The place of a setting in the page's lists, and what it stands for.
+SETTINGS = {
+    "raw": {5: {"layer": 1, "head": 1}, 6: {"layer": 2}},
+    "rollout": {0: {"layers": slice(1)}, 2: {"layers": slice(3)}},
+    "flow": {1: {"layers": slice(2)}, 2: {"layers": slice(3)}},
+    "relevance": {0: {"layers": slice(-1, None)}, 2: {"layers": slice(-3, None)}},
+}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_and_words_are_those_of_the_method(model, data, method):
-    for picture, told in zip(PICTURES, data["pictures"], strict=True):
-        for caption in told["captions"]:
-            grids, words = explain(
-                model, [picture], [caption["text"]], method
-            )  # all layers; raw: the last, mean of heads
-            setting = 2 * 3 if method == "raw" else 2
-            found = caption["relevance"] if method == "relevance" else told["maps"][method]
-            assert len(found) == (9 if method == "raw" else 3)
-            assert found[setting] == pytest.approx(grids[0].flatten().tolist(), rel=0.01)
-            assert caption["words"] == words[0].words
-            assert caption["scores"][method][setting] == pytest.approx(
-                words[0].scores.tolist(), rel=0.01, abs=1e-7
-            )
-            assert caption["special"][method][setting] == pytest.approx(words[0].special, abs=1e-3)
-
-
-def test_settings_are_layers_and_heads(model, data):
-    first = data["pictures"][0]
-    for method, setting, options in (
-        ("raw", 3 * 1 + 2, {"layer": 1, "head": 1}),
-        ("rollout", 0, {"layers": slice(0, 1)}),
-        ("relevance", 0, {"layers": slice(-1, None)}),
-    ):
-        grids, _ = explain(model, PICTURES[:1], CAPTIONS[0][:1], method, **options)
-        found = (
-            first["captions"][0]["relevance"] if method == "relevance" else first["maps"][method]
-        )
-        assert found[setting] == pytest.approx(grids[0].flatten().tolist(), rel=0.01, abs=1e-9)
+    assert (data["layers"], data["heads"], data["grid"]) == (3, 2, [4, 4])
+    for image, row in zip(IMAGES, data["pictures"], strict=True):
+        for caption in row["captions"]:
+            maps = caption["relevance"] if method == "relevance" else row["maps"][method]
+            scores, special = caption["scores"][method], caption["special"][method]
+            assert len(maps) == len(scores) == len(special) == (9 if method == "raw" else 3)
+            for place, options in SETTINGS[method].items():
+                (grid,), (words,) = explain(model, [image], [caption["text"]], method, **options)
+                near = {"rel": 0.01, "abs": 1e-7}
+                assert maps[place] == pytest.approx(grid.flatten().tolist(), **near)
+                assert scores[place] == pytest.approx(words.scores.tolist(), **near)
+                assert special[place] == pytest.approx(words.special, abs=1e-3)
+                assert caption["words"] == words.words

@@ -8,12 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
+from helpers.attention import Words
 from helpers.viz import figures, overlays
 
-PICTURES = [Image.new("RGB", (48, 32), color) for color in ("red", "green", "blue")]
+IMAGES = [Image.new("RGB", (48, 32), color) for color in ("red", "green", "blue")]
 GRIDS = [torch.arange(6.0).view(2, 3) * k for k in (1, 2, 0)]
 
 
@@ -24,74 +24,62 @@ def styled():
     plt.close("all")
 
 
-def heatmaps(figure):
-    return [axes.images[1] for axes in figure.axes if len(axes.images) == 2]
+def is_png(figure):
+    return figures.png(figure).startswith(b"\x89PNG")
 
 
-def test_a_map_covers_its_picture_patch_by_patch():
+def scales(figure):
+    return [axes.images[1].get_clim() for axes in figure.axes if len(axes.images) == 2]
+
+
+def colour_bars(figure):
+    return sum(axes.get_label() == "<colorbar>" for axes in figure.axes)
+
+
+def test_a_map_covers_its_image_patch_by_patch():
     axes = plt.subplots()[1]
-    shown = overlays.overlay(axes, PICTURES[0], GRIDS[0], marked=(1, 2))
-    assert np.array_equal(shown.get_array(), GRIDS[0]) and shown.get_extent() == [
-        -0.5,
-        47.5,
-        31.5,
-        -0.5,
-    ]
-    assert shown.get_clim() == (0, 5), "the scale starts at 0, whatever the smallest value is"
-    assert axes.patches[0].get_bbox().bounds == (31.5, 15.5, 16, 16), (
-        "row 1, column 2 of patches of 16 pixels"
-    )
+    drawn = overlays.overlay(axes, IMAGES[0], GRIDS[0], marked=(1, 2))
+    assert np.array_equal(drawn.get_array(), GRIDS[0])
+    assert drawn.get_extent() == [-0.5, 47.5, 31.5, -0.5]
+    assert drawn.get_clim() == (0, 5), "the scale starts at 0, whatever the smallest value is"
+    # Row 1, column 2 of patches of 16 pixels.
+    assert axes.patches[0].get_bbox().bounds == (31.5, 15.5, 16, 16)
 
 
-def test_strength_goes_from_the_picture_alone_to_the_map_alone():
+def test_strength_goes_from_the_image_alone_to_the_map_alone():
     axes = plt.subplots()[1]
-    shown = overlays.overlay(axes, PICTURES[0], GRIDS[0], strength=0)
-    assert shown.cmap(255)[3] == 0 and np.array_equal(
-        axes.images[0].get_array(), np.asarray(PICTURES[0])
-    )
+    drawn = overlays.overlay(axes, IMAGES[0], GRIDS[0], strength=0)
+    assert drawn.cmap(255)[3] == 0
+    assert np.array_equal(axes.images[0].get_array(), np.asarray(IMAGES[0]))
     assert overlays.heat(1)(255)[3] == 1 and overlays.heat(1)(0)[3] == 0
 
 
 def test_maps_share_one_scale_and_one_colour_bar():
-    figure = overlays.maps(
-        PICTURES, GRIDS, ["a", "b", "c $1"], columns=2, title="three", sources=True
-    )
-    assert [shown.get_clim() for shown in heatmaps(figure)] == [(0, 10)] * 3, (
-        "also the map that is 0 everywhere"
-    )
-    assert sum(axes.get_label() == "<colorbar>" for axes in figure.axes) == 1
-    assert figures.png(figure).startswith(b"\x89PNG")
-    assert [s.get_clim() for s in heatmaps(overlays.maps(PICTURES, GRIDS, top=20.0))] == [
-        (0, 20)
-    ] * 3
+    titles = ["a", "b", "c $1"]
+    figure = overlays.maps(IMAGES, GRIDS, titles, columns=2, title="three", sources=True)
+    assert scales(figure) == [(0, 10)] * 3, "also the map that is 0 everywhere"
+    assert colour_bars(figure) == 1 and is_png(figure)
+    assert scales(overlays.maps(IMAGES, GRIDS, top=20.0)) == [(0, 20)] * 3
+    assert is_png(overlays.maps(IMAGES[:1], GRIDS[2:])), "a map of zeros alone"
 
 
 def test_maps_with_scales_of_their_own():
-    figure = overlays.own_scales(PICTURES[0], dict(zip("abc", GRIDS, strict=True)), "three")
-    assert [shown.get_clim() for shown in heatmaps(figure)] == [(0, 5), (0, 10), (0, 1e-12)]
-    assert sum(axes.get_label() == "<colorbar>" for axes in figure.axes) == 3
-    assert figures.png(figure).startswith(b"\x89PNG")
+    figure = overlays.own_scales(IMAGES[0], dict(zip("abc", GRIDS)), "three")
+    assert scales(figure) == [(0, 5), (0, 10), (0, 1e-12)]
+    assert colour_bars(figure) == 3 and is_png(figure)
 
 
-def test_a_map_of_zeros_can_be_drawn():
-    assert figures.png(overlays.maps(PICTURES[:1], GRIDS[2:])).startswith(b"\x89PNG")
-
-
-def test_the_asked_object_is_outlined():
+def test_the_named_object_is_outlined():
     mask = np.zeros((32, 48), bool)
     mask[8:20, 8:20] = True
-    figure = overlays.maps(PICTURES[:2], GRIDS[:2], outlines=[mask, None])
+    figure = overlays.maps(IMAGES[:2], GRIDS[:2], outlines=[mask, None])
     assert [len(axes.collections) for axes in figure.axes[:2]] == [1, 0]
 
 
-def test_a_pair_shows_the_words_from_top_to_bottom():
-    figure = overlays.pair(
-        PICTURES[0], GRIDS[0], ["a", "$5", "bus"], [0.1, 0.2, 0.4], 0.25, "a bus for $5"
-    )
-    bars = figure.axes[2]
-    assert isinstance(figure, Figure) and [
-        bar.get_width() for bar in bars.patches
-    ] == pytest.approx([0.1, 0.2, 0.4])
-    assert [label.get_text() for label in bars.texts] == ["a", r"\$5", "bus"]
-    assert bars.yaxis_inverted() and "25%" in bars.get_xlabel()
-    assert figures.png(figure).startswith(b"\x89PNG")
+def test_words_stand_from_top_to_bottom_beside_the_map():
+    words = Words(["a", "$5", "bus"], torch.tensor([0.1, 0.2, 0.4]), 0.25)
+    figure = overlays.map_and_words(IMAGES[0], GRIDS[0], words, "a bus for $5", word=2)
+    bars = figure.axes[3]
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([0.1, 0.2, 0.4])
+    assert [label.get_text() for label in bars.texts] == ["a", r"\$5", "▸ bus"]
+    assert bars.yaxis_inverted() and "25%" in bars.get_xlabel() and is_png(figure)

@@ -1,4 +1,4 @@
-"""What a map is worth: pairs, covers, the pointing game, energy, deletion and insertion."""
+"""What a map is worth: questions, coverage, pointing game, energy, deletion and insertion."""
 
 import json
 
@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import saliency_metrics as metrics
 from helpers.data import CaptionedImages
 from helpers.model import CLIP
 from helpers.probes import Instances
-from helpers.saliency_metrics import (
-    centre_prior,
-    curves,
-    energy,
-    patch_coverage,
-    pointing_game,
-    questions,
-    random_maps,
-)
 from tests import tiny
 
 GRID = (2, 2)
@@ -25,146 +17,120 @@ GRID = (2, 2)
 
 @pytest.fixture
 def data(tmp_path):
-    """Ten pictures; the first has one object, the others two or three: a dog on the left half, a cat, some a crowd."""
+    """Ten images: a dog on the left half, and, but for the first, a cat in the upper middle."""
     tiny.write_dataset(tmp_path)
     content = json.loads((tmp_path / "annotations/captions_val2017.json").read_text())
     annotations = []
 
-    def add(image, category, x, y, w, h, crowd=0):
-        box = [x, y, x + w, y, x + w, y + h, x, y + h]
-        annotations.append(
-            {
-                "id": len(annotations) + 1,
-                "image_id": image["id"],
-                "category_id": category,
-                "segmentation": [box],
-                "bbox": [x, y, w, h],
-                "area": w * h,
-                "iscrowd": crowd,
-            }
-        )
+    def add(image, category, x, y, w, h):
+        outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+        row = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category}
+        row |= {"segmentation": [outline], "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+        annotations.append(row)
 
     for k, image in enumerate(content["images"]):
-        add(image, 18, 0, 0, image["width"] / 2, image["height"])
+        wide, high = image["width"], image["height"]
+        add(image, 18, 0, 0, wide / 2, high)
         if k:
-            add(image, 17, image["width"] / 2, 0, image["width"] / 4, image["height"] / 2)
+            add(image, 17, wide / 2, 0, wide / 4, high / 2)
     categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 3, "name": "apple"}]
     instances = {"images": content["images"], "annotations": annotations, "categories": categories}
     (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(instances))
     return CaptionedImages(tmp_path), Instances(tmp_path)
 
 
-def test_pairs_name_two_objects_of_one_picture(data):
-    images, instances = data
-    found = questions(images, instances)
-    assert sorted(pair.i for pair in found) == list(
-        range(1, 10)
-    )  # the first picture shows one object
-    assert {pair.name for pair in found} == {
-        "cat",
-        "dog",
-    }  # which one is named is not always the same
-    for pair in found:
-        assert {pair.name, pair.other} == {"cat", "dog"}
-        assert (
-            pair.caption == f"a picture of a {pair.name}"
-            and pair.wrong == f"a picture of a {pair.other}"
-        )
+def test_questions_name_two_objects_of_one_image(data):
+    questions = metrics.questions(*data)
+    assert sorted(q.i for q in questions) == list(range(1, 10)), "the first shows one object"
+    assert {q.name for q in questions} == {"cat", "dog"}, "not always the same is named"
+    for q in questions:
+        assert {q.name, q.other} == {"cat", "dog"}
+        assert (q.caption, q.wrong) == (f"a picture of a {q.name}", f"a picture of a {q.other}")
 
 
-def test_pairs_of_fewer_are_the_first_of_more(data):
+def test_fewer_questions_are_the_first_of_more(data):
     images, instances = data
-    assert questions(images, instances, 4) == questions(images, instances)[:4]
+    questions = metrics.questions(images, instances)
+    assert metrics.questions(images, instances, 4) == questions[:4]
     part = images.subset(images.image_ids[3:])
-    named = {images.image_ids[pair.i]: pair.name for pair in questions(images, instances)}
-    assert all(named[part.image_ids[pair.i]] == pair.name for pair in questions(part, instances))
+    names = {images.image_ids[q.i]: q.name for q in questions}
+    assert all(names[part.image_ids[q.i]] == q.name for q in metrics.questions(part, instances))
 
 
 def test_crowds_are_no_objects(data):
     images, instances = data
     for annotation in instances.coco.dataset["annotations"]:
         annotation["iscrowd"] = int(annotation["category_id"] == 17)
-    assert questions(images, instances) == []
+    assert metrics.questions(images, instances) == []
 
 
-def test_cover_is_the_share_of_each_patch(data):
+def test_coverage_is_the_share_of_each_patch(data):
     images, instances = data
-    assert torch.allclose(
-        patch_coverage(instances, images.image_ids[1], "dog", GRID), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    )
-    found = patch_coverage(instances, images.image_ids[2], "cat", GRID)
-    assert found[0, 1] == pytest.approx(0.5, abs=0.05) and found.sum() == found[0, 1]
-    assert patch_coverage(instances, images.image_ids[1], "apple", (3, 5)).sum() == 0
+    dog = metrics.patch_coverage(instances, images.image_ids[1], "dog", GRID)
+    assert dog.tolist() == [[1, 0], [1, 0]]
+    cat = metrics.patch_coverage(instances, images.image_ids[2], "cat", GRID)
+    assert cat[0, 1] == pytest.approx(0.5, abs=0.05) and cat.sum() == cat[0, 1]
+    assert metrics.patch_coverage(instances, images.image_ids[1], "apple", (3, 5)).sum() == 0
+
+
+# Maps by hand, the object in the right column, and what the pointing game makes of each.
+POINTING = {
+    "the peak touches the object": ([[0.0, 0.9], [0.1, 0.2]], 1.0),
+    "it does not": ([[0.9, 0.0], [0.1, 0.2]], 0.0),
+    "one of two peaks does": ([[0.9, 0.9], [0.1, 0.2]], 0.5),
+    "both do": ([[0.0, 0.7], [0.0, 0.7]], 1.0),
+    "a constant map scores chance": ([[1.0, 1.0], [1.0, 1.0]], 0.5),
+    "NaN has not pointed": ([[torch.nan, 1.0], [1.0, 1.0]], 0.0),
+}
 
 
 def test_pointing_game_by_hand():
-    covers = torch.tensor([[0.0, 0.2], [0.0, 1.0]]).expand(4, 2, 2)
-    maps = torch.tensor(
-        [
-            [[0.0, 0.9], [0.1, 0.2]],  # the peak touches the object
-            [[0.9, 0.0], [0.1, 0.2]],  # it does not
-            [[0.9, 0.9], [0.1, 0.2]],  # one of two peaks does not
-            [[0.0, 0.7], [0.0, 0.7]],  # both do
-        ]
-    )
-    assert pointing_game(maps, covers).tolist() == [1.0, 0.0, 0.5, 1.0]
-
-
-def test_a_constant_map_scores_chance_and_one_that_is_no_number_nothing():
-    covers = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
-    assert pointing_game(torch.ones(1, 2, 2), covers).tolist() == [0.25]
-    assert pointing_game(torch.full((1, 2, 2), torch.nan), covers).tolist() == [0.0]
+    grids = torch.tensor([grid for grid, _ in POINTING.values()])
+    coverage = torch.tensor([[0.0, 0.2], [0.0, 1.0]]).expand(len(POINTING), 2, 2)
+    assert metrics.pointing_game(grids, coverage).tolist() == [hit for _, hit in POINTING.values()]
 
 
 def test_energy_by_hand():
-    covers = torch.tensor([[[0.0, 0.5], [0.0, 1.0]]])
-    assert energy(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), covers).tolist() == [0.5]
-    assert energy(torch.zeros(1, 2, 2), covers).tolist() == [covers.mean()]
+    coverage = torch.tensor([[[0.0, 0.5], [0.0, 1.0]]])
+    assert metrics.energy(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), coverage).tolist() == [0.5]
+    assert metrics.energy(torch.zeros(1, 2, 2), coverage).tolist() == [coverage.mean()]
 
 
 def test_random_maps_score_what_chance_says():
-    covers = (torch.rand(2000, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.2).float()
-    maps = random_maps(2000, (4, 4))
-    assert torch.equal(maps, random_maps(2000, (4, 4))) and not torch.equal(
-        maps, random_maps(2000, (4, 4), seed=1)
-    )
-    chance = (covers > 0).float().mean()
-    for found in (pointing_game(maps, covers), energy(maps, covers)):
-        assert abs(found.mean() - chance) < 4 * found.std() / 2000**0.5
+    generator = torch.Generator().manual_seed(1)
+    coverage = (torch.rand(2000, 4, 4, generator=generator) < 0.2).float()
+    maps = metrics.random_maps(2000, (4, 4))
+    assert torch.equal(maps, metrics.random_maps(2000, (4, 4)))
+    assert not torch.equal(maps, metrics.random_maps(2000, (4, 4), seed=1))
+    for measure in (metrics.pointing_game, metrics.energy):
+        values = measure(maps, coverage)
+        assert abs(values.mean() - coverage.mean()) < 4 * values.std() / 2000**0.5
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (3, 5), (14, 10)])
 def test_the_centre_has_one_peak_in_the_middle(grid):
-    flat = centre_prior(2, grid)[1].flatten()
-    assert (flat == flat.max()).sum() == 1 and divmod(flat.argmax().item(), grid[1]) == (
-        grid[0] // 2,
-        grid[1] // 2,
-    )
+    flat = metrics.centre_prior(2, grid)[1].flatten()
+    assert (flat == flat.max()).sum() == 1
+    assert divmod(flat.argmax().item(), grid[1]) == (grid[0] // 2, grid[1] // 2)
 
 
 def test_deletion_and_insertion_by_hand():
     model = CLIP(16, 16, 8, tiny.image_tower(), tiny.text_tower())
-    pixels = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)
-    )
-    read = model.text_tower.tokenize(["a red dog", "two cat"])
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8))
+    texts = model.text_tower.tokenize(["a red dog", "two cat"])
     maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]], [[1.0, 2.0], [4.0, 3.0]]])
-    deletion, insertion = curves(model, {"pixel_values": pixels}, read, maps, steps=4)
+    deletion, insertion = metrics.curves(model, {"pixel_values": pixels}, texts, maps, steps=4)
     assert model.training and deletion.shape == insertion.shape == (2, 5)
 
-    def cosine(kept):  # [B, 2, 2], which patches are there
-        whole = (
-            model.image_tower.normalise(pixels)
-            * kept.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-        )
-        model.eval()
-        with torch.no_grad():
-            return (model.encode_image(whole) * model.encode_text(**read)).sum(dim=-1)
+    @torch.no_grad()
+    def cosine(patches):  # [B, 2, 2], which patches are there
+        mask = patches.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+        image_embeds = model.encode_image(model.image_tower.normalise(pixels) * mask)
+        return (image_embeds * model.encode_text(**texts)).sum(dim=-1)
 
+    model.eval()
     order = torch.tensor([[[0, 1], [2, 3]], [[3, 2], [0, 1]]])
     for step in range(5):
         assert torch.allclose(deletion[:, step], cosine((order >= step).float()), atol=1e-5)
         assert torch.allclose(insertion[:, step], cosine((order < step).float()), atol=1e-5)
-    assert torch.allclose(deletion[:, 0], insertion[:, -1]) and torch.allclose(
-        deletion[:, -1], insertion[:, 0]
-    )

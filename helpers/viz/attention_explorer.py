@@ -1,6 +1,7 @@
-"""The explorer: where a model looks, for any picture and caption, by any method. `widgets.explorer` makes one.
+"""The explorer: where a model looks, for any image and caption, by any method.
 
-`python -m scripts.export_explorer` writes build/explorer.html: the same in a browser alone, over maps computed beforehand.
+`widgets.explorer` makes one. `python -m scripts.export_explorer` writes build/explorer.html, which
+shows the same in a browser without Python, over maps computed beforehand.
 """
 
 from __future__ import annotations
@@ -12,214 +13,193 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.attention import METHODS, UNREAD, Maps, Seen, depth, limits, patches, words_of
-from helpers.minicoco import captions, sprites
+from helpers.attention import METHODS, compare, one_token, read_maps, whole_words
+from helpers.minicoco import captions as sentences
+from helpers.minicoco import sprites
 from helpers.minicoco.scenes import draw
-from helpers.viz import overlays
-from helpers.viz.controls import (
-    WIDE,
-    Live,
-    SceneControls,
-    compose,
-    dropdown,
-    opened,
-    slider,
-    textbox,
-    upload,
-    uploaded,
-)
+from helpers.viz import controls, overlays
 
 GALLERY, SCENE, FILE = "the gallery", "a scene of yours", "a file of yours"
 POOLING, PATCH, ALL_HEADS = "the pooling", "one patch", "mean of all"
+# What a method does not read, by the names of the controls, and why.
+SEVERAL, MEAN = "it goes through several", "it takes the mean of all"
+UNREAD = {
+    "raw": {"layers": "it looks at one"},
+    "rollout": {"layer": SEVERAL, "head": MEAN},
+    "flow": {"layer": SEVERAL, "head": MEAN},
+    "relevance": {
+        "tower": "it reads both at once",
+        "head": "it weighs each by its gradient",
+        "layer": SEVERAL,
+        "source": "it starts where the cosine does, at the pooling",
+    },
+}
 
 
-def seen_figure(
-    image,
-    seen: Seen,
-    title: str = "",
-    tower: str = "image",
-    source=None,
-    strength: float = 0.85,
-    top: float | None = None,
-) -> Figure:
-    """What `Maps.see` found, drawn: the map over the patches, bars over the words.
-
-    tower, source: where the reading started, to be marked; strength: of the overlay, 0 to 1; top: the end of the map's
-    colour scale, by default its largest value.
-    """
-    mark = {"marked" if tower == "image" else "word": source}
-    return overlays.pair(
-        image, seen.grid, *seen.words, title=title, strength=strength, top=top, **mark
-    )
+def limits(method: str) -> str:
+    """What cannot change the maps of a method, in a sentence or two."""
+    unread = ", ".join(f"{name} ({why})" for name, why in UNREAD[method].items())
+    text = f"{method.capitalize()} does not read: {unread}."
+    if method != "relevance":
+        text += " The caption cannot change the map, nor the picture the bars:"
+        text += " each tower is read by itself."
+    return text
 
 
-class Explorer(Live):
-    """Controls for all that `Maps.see` can be asked. What a method does not read is disabled, with the reason.
+class Explorer(controls.Live):
+    """Controls for all that `attention.read_maps` takes; what a method does not read is disabled.
 
-    `note` tells what cannot change the map, and in words where map and bars are highest.
+    `note` says what cannot change the map, and where map and bars are highest.
     """
 
     def __init__(self, model, images, captions=None, start: int = 0):
-        self.maps, self.images, self.told, self.kept = Maps(model), images, captions, (None, None)
-        self.scene = SceneControls(
-            list(sprites.CATEGORIES), {"first": "car", "colour": "red", "second": "dog"}
-        )
-        (rows, columns), (layers, _) = patches(model.image_tower), depth(model.image_tower)
-        controls = {
-            "origin": dropdown("Picture from:", [GALLERY, SCENE, FILE]),
-            "number": slider("Picture:", 1, len(images), 1 + start),
-            "file": upload("Upload a picture"),
+        self.model, self.state, self.file = model, {}, (None, None)
+        self.image_at = images.image if hasattr(images, "image") else images.__getitem__
+        self.captions_at = images.captions if captions is None else captions.__getitem__
+        self.towers = {"image": model.image_tower.model, "text": model.text_tower.model}
+        scene = {"first": "car", "colour": "red", "second": "dog"}
+        self.scene = controls.SceneControls(list(sprites.CATEGORIES), scene)
+        layers = self.towers["image"].config.num_hidden_layers
+        self.side = model.image_tower.size // self.towers["image"].config.patch_size
+        middle = (self.side + 1) // 2
+        parts = {
+            "origin": controls.dropdown("Picture from:", [GALLERY, SCENE, FILE]),
+            "number": controls.slider("Picture:", 1, len(images), 1 + start),
+            "file": controls.upload("Upload a picture"),
             **self.scene.controls,
-            "choice": dropdown("Captions:", [""], width=WIDE),
-            "caption": textbox("Caption:", "", "choose one above, or type one and press Enter"),
-            "method": dropdown("Method:", METHODS, "relevance"),
-            "tower": dropdown("Tower:", ["image", "text"]),
-            "head": dropdown("Head:", [ALL_HEADS]),
-            "layer": slider("Layer:", 1, layers, layers),
-            "layers": slider("Layers:", 1, layers, (1, layers), widgets.IntRangeSlider),
-            "source": dropdown("Seen from:", [POOLING]),
-            "row": slider("Row:", 1, rows, (rows + 1) // 2),
-            "column": slider("Column:", 1, columns, (columns + 1) // 2),
-            "strength": slider("Overlay:", 0, 1, 0.85, widgets.FloatSlider, step=0.05),
-            "top": widgets.BoundedFloatText(
-                value=0,
-                min=0,
-                max=1000,
-                description="Scale ends at (0: its highest):",
-                continuous_update=False,
-                style={"description_width": "initial"},
-                layout=widgets.Layout(width="320px"),
+            "choice": controls.dropdown("Captions:", [""], width=controls.WIDE),
+            "caption": controls.textbox(
+                "Caption:", "", "choose one above, or type one and press Enter"
+            ),
+            "method": controls.dropdown("Method:", METHODS, "relevance"),
+            "tower": controls.dropdown("Tower:", self.towers),
+            "head": controls.dropdown("Head:", [ALL_HEADS]),
+            "layer": controls.slider("Layer:", 1, layers, layers),
+            "layers": controls.slider("Layers:", 1, layers, (1, layers), widgets.IntRangeSlider),
+            "source": controls.dropdown("Seen from:", [POOLING]),
+            "row": controls.slider("Row:", 1, self.side, middle),
+            "column": controls.slider("Column:", 1, self.side, middle),
+            "strength": controls.slider("Overlay:", 0, 1, 0.85, widgets.FloatSlider, step=0.05),
+            "top": controls.slider(
+                "Scale ends at (0: its highest):", 0, 1000, 0, widgets.BoundedFloatText
             ),
         }
-        lines = [
-            ["origin", "number", "file"],
-            *self.scene.rows,
-            ["choice"],
-            ["caption"],
-            ["method", "tower", "head"],
-            ["layer", "layers"],
-            ["source", "row", "column"],
-            ["strength", "top"],
-        ]
+        parts["top"].style.description_width = "initial"
+        lines = [["origin", "number", "file"], *self.scene.rows, ["choice"], ["caption"]]
+        lines += [["method", "tower", "head"], ["layer", "layers"], ["source", "row", "column"]]
         self.note = widgets.HTML()
-        super().__init__(self.drawn, controls, lines, height=440)
-        self.children = [*self.lines, self.note, self.message, self.picture]
+        super().__init__(self.drawn, parts, [*lines, ["strength", "top"]], height=440)
+        self.children = [*self.lines, self.note, self.message, self.image]
 
-    def redraw(self, change=None) -> None:
-        """First the controls that follow from others, then the picture, once."""
-        if self.paused:
-            return
-        self.paused = True
-        try:
-            self.follow(change and change["owner"])
-        finally:
-            self.paused = False
-        super().redraw(change)
+    def value(self, name: str):
+        return self.controls[name].value
 
     def follow(self, owner) -> None:
-        """After `owner` has changed (None: at the start): what the other controls offer, and which are of use."""
-        c, origin = self.controls, self.controls["origin"].value
+        """After `owner` has changed: what other controls offer, and which are of use."""
+        c, origin, tower = self.controls, self.value("origin"), self.value("tower")
         self.scene.follow(owner)
-        chosen = (None, c["origin"], c["number"], *self.scene.controls.values())
-        if owner in chosen:
+        of_image = (None, c["origin"], c["number"], *self.scene.controls.values())
+        if owner in of_image:
             c["choice"].options = self.captions() or ["none: type one below"]
             c["choice"].disabled = origin == FILE
-        if owner in (*chosen, c["choice"]) and origin != FILE:
+        if owner in (*of_image, c["choice"]) and origin != FILE:
             c["caption"].value = c["choice"].value
-        for part, its in (
-            (c["number"], GALLERY),
-            (c["file"], FILE),
-            *((line, SCENE) for line in self.lines[1:5]),
-        ):
-            part.layout.display = None if origin == its else "none"
-        unread, tower = UNREAD[c["method"].value], c["tower"].value
-        layers, heads = depth(self.maps.towers[tower])
-        c["layer"].max = c["layers"].max = layers
-        for control, options in (
-            (c["head"], [ALL_HEADS, *range(1, heads + 1)]),
-            (c["source"], self.sources(tower)),
-        ):
+        parts = {c["number"]: GALLERY, c["file"]: FILE} | dict.fromkeys(self.lines[1:5], SCENE)
+        for part, its_origin in parts.items():
+            part.layout.display = None if origin == its_origin else "none"
+        config = self.towers[tower].config
+        c["layer"].max = c["layers"].max = config.num_hidden_layers
+        heads = [ALL_HEADS, *range(1, config.num_attention_heads + 1)]
+        for control, options in ((c["head"], heads), (c["source"], self.sources(tower))):
             if list(control.options) != options:
-                kept = control.value if control.value in options else options[0]
-                control.options, control.value = options, kept
+                value = control.value if control.value in options else options[0]
+                control.options, control.value = options, value
         for name in ("tower", "head", "layer", "layers", "source"):
-            c[name].disabled = name in unread
+            c[name].disabled = name in UNREAD[self.value("method")]
         for name in ("row", "column"):
-            c[name].disabled = c["source"].disabled or c["source"].value != PATCH
+            c[name].disabled = c["source"].disabled or self.value("source") != PATCH
 
     def composed(self):
-        return compose(**{name: control.value for name, control in self.scene.controls.items()})
+        return controls.compose(
+            **{name: control.value for name, control in self.scene.controls.items()}
+        )
 
     def captions(self) -> list[str]:
-        """The captions on offer for the picture that is chosen; none for an uploaded one."""
-        i = self.controls["number"].value - 1
-        if self.controls["origin"].value == SCENE:
+        """The captions on offer for the image that is chosen; none for an uploaded one."""
+        captions = []
+        if self.value("origin") == SCENE:
             scene, rng = self.composed(), random.Random(0)
-            told = [captions.caption(rng, scene, detail)[0] for detail in range(5)]
-        elif self.controls["origin"].value == GALLERY:
-            told = self.images.captions(i) if self.told is None else self.told[i]
-        else:
-            told = []
-        return [told] if isinstance(told, str) else list(dict.fromkeys(told))
+            captions = [sentences.caption(rng, scene, detail)[0] for detail in range(5)]
+        elif self.value("origin") == GALLERY:
+            captions = self.captions_at(self.value("number") - 1)
+        return [captions] if isinstance(captions, str) else list(dict.fromkeys(captions))
+
+    def words(self) -> list[tuple[str, list[int]]]:
+        tower = self.model.text_tower
+        return whole_words(tower, tower.tokenize([self.value("caption")])["input_ids"][0].tolist())
 
     def sources(self, tower: str) -> list[str]:
-        """Where a reading of a tower can start: its pooling, then a patch, or each of the caption's words."""
+        """Where a reading can start: the pooling, then a patch, or each of the caption's words."""
         if tower == "image":
             return [POOLING, PATCH]
-        words = words_of(self.maps.model.text_tower, self.controls["caption"].value)
-        return [POOLING, *(f"word {i}: {word}" for i, (word, _) in enumerate(words, 1))]
+        return [POOLING, *(f"word {i}: {word}" for i, (word, _) in enumerate(self.words(), 1))]
 
-    def image(self, origin, number, file) -> Image.Image:
-        """The picture that is chosen. Raises ValueError where none is uploaded yet, OSError for a bad file."""
-        if origin == SCENE:
+    def chosen_image(self) -> Image.Image:
+        """The image that is chosen. ValueError where none is uploaded, OSError for a bad file."""
+        if self.value("origin") == SCENE:
             return draw(self.composed())[0]
-        if origin == GALLERY:
-            return (
-                self.images.image(number - 1)
-                if hasattr(self.images, "image")
-                else self.images[number - 1]
-            )
-        file = uploaded(file)
+        if self.value("origin") == GALLERY:
+            return self.image_at(self.value("number") - 1)
+        file = controls.uploaded(self.value("file"))
         if file is None:
             raise ValueError("Upload a picture with the button above.")
         key = file.name, file.getvalue()
-        if self.kept[0] != key:  # decoded once, not at every move of a slider
-            self.kept = key, opened(file)
-        return self.kept[1]
+        if self.file[0] != key:  # decoded once, not at every move of a slider
+            self.file = key, controls.opened(file)
+        return self.file[1]
 
-    def drawn(
-        self,
-        origin,
-        number,
-        file,
-        caption,
-        method,
-        tower,
-        head,
-        layer,
-        layers,
-        source,
-        row,
-        column,
-        strength,
-        top,
-        **_,
-    ) -> Figure:
+    def start(self) -> tuple[list[int] | None, dict]:
+        """The tokens that a reading starts from, None for the pooling; and what marks them."""
+        source = self.controls["source"]
+        if source.disabled or source.value == POOLING:
+            return None, {}
+        if source.value == PATCH:
+            row, column = self.value("row") - 1, self.value("column") - 1
+            return [1 + row * self.side + column], {"marked": (row, column)}
+        number = source.index - 1
+        return self.words()[number][1], {"word": number}
+
+    def read(self, image, caption: str, start: list[int] | None):
+        """Map, words and cosine; what the last redraw has computed is not computed again."""
+        method, tower, head, layer = map(self.value, ("method", "tower", "head", "layer"))
+        first, last = self.value("layers")
+        pair, reading = (image, caption), (method, tower, head, layer, first, last, start)
+        if self.state.get("pair") != pair:
+            self.state = {"pair": pair, "comparison": compare(self.model, [image], [caption])}
+        comparison = self.state["comparison"]
+        if self.state.get("reading") != reading:
+            options = {"layer": layer - 1, "layers": slice(first - 1, last), "tower": tower}
+            options["head"] = None if head == ALL_HEADS else head - 1
+            if start is not None:
+                tokens = comparison.sides[tower][1].shape[1]
+                options["source"] = sum(one_token(k, 1, tokens) for k in start) / len(start)
+            options = {name: x for name, x in options.items() if name not in UNREAD[method]}
+            (grid,), (words,) = read_maps(comparison, method, **options)
+            self.state |= {"reading": reading, "maps": (grid, words)}
+        return *self.state["maps"], comparison.similarity.item()
+
+    def drawn(self, caption, method, strength, top, **_) -> Figure:
         """The figure of the controls' values; sets `note`."""
-        image = self.image(origin, number, file)
-        if self.controls["source"].disabled or source == POOLING:
-            start = None
-        elif source == PATCH:
-            start = row - 1, column - 1
-        else:
-            start = self.controls["source"].options.index(source) - 1
-        which = None if head == ALL_HEADS else head - 1
-        seen = self.maps.see(
-            image, caption, method, tower, layer - 1, (layers[0] - 1, layers[1]), which, start
-        )
-        peak = divmod(int(seen.grid.argmax()), seen.grid.shape[1])
-        word = seen.words.words[int(seen.words.scores.argmax())] if seen.words.words else "none"
-        told = f"Highest: the patch in row {peak[0] + 1}, column {peak[1] + 1}; the word “{word}”. {limits(method)}"
-        self.note.value = f'<span role="status">{html.escape(told)}</span>'
-        title = f"{method}   ·   cosine of picture and caption {seen.cosine:.2f}"
-        return seen_figure(image, seen, title, tower, start, strength, top or None)
+        image = self.chosen_image()
+        if not caption.strip():
+            raise ValueError("Type a caption, then press Enter.")
+        start, marks = self.start()
+        grid, words, cosine = self.read(image, caption, start)
+        row, column = divmod(int(grid.argmax()), self.side)
+        word = words.words[int(words.scores.argmax())] if words.words else "none"
+        highest = f"Highest: the patch in row {row + 1}, column {column + 1}; the word “{word}”."
+        note = html.escape(f"{highest} {limits(method)}")
+        self.note.value = f'<span role="status">{note}</span>'
+        title = f"{method}   ·   cosine of picture and caption {cosine:.2f}"
+        look = {"title": title, "strength": strength, "top": top or None, **marks}
+        return overlays.map_and_words(image, grid, words, **look)

@@ -1,7 +1,7 @@
-"""Maps drawn: over the picture's patches, and as bars over a caption's words.
+"""Maps drawn: over an image's patches, and as bars over a caption's words.
 
-A map is shown as it is, one square a patch, never smoothed: what looks like an outline should be one. Maps that are to
-be compared share one scale, which the colour bar tells.
+A map is shown as it is, one square a patch, never smoothed. Maps to be compared share one scale,
+which starts at 0.
 """
 
 from __future__ import annotations
@@ -15,72 +15,57 @@ from PIL import Image
 
 from helpers.viz.figures import TEXT, literal, show_image, wrap
 
+SHORT = FuncFormatter(lambda value, _: f"{value:.2g}")  # 0.0025, 0.5, 1
+
 
 def heat(strength: float) -> ListedColormap:
-    """From nothing over yellow and red to dark red; the lower a value, the more of the picture shines through."""
+    """From nothing over yellow and red to dark red: low values let the image shine through."""
     colours = plt.get_cmap("YlOrRd")(np.linspace(0.1, 1, 256))  # [256, 4]
     colours[:, 3] = strength * np.linspace(0, 2, 256).clip(max=1)
     return ListedColormap(colours)
 
 
 def overlay(axes, image, grid, top: float | None = None, strength: float = 0.85, marked=None):
-    """A map [gh, gw] over its picture, which turns grey and pale; returns what a colour bar takes.
+    """A map [gh, gw] over its image, which turns grey and pale; returns what a colour bar takes.
 
-    top: the end of the scale, which starts at 0 (None: the map's own largest value); strength: from 0, the picture
+    top: the end of the scale, by default the map's largest value; strength: from 0, the image
     alone, to 1, where high values hide it; marked: (row, column) of a patch to outline.
     """
     grid = np.asarray(grid, float)
-    (high, wide), (width, height) = grid.shape, image.size
-    grey = Image.blend(
-        image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), 0.4
-    )
-    show_image(axes, Image.blend(image.convert("RGB"), grey, min(1.0, 1.5 * strength)))
     top = max(grid.max(), 1e-12) if top is None else top
+    width, height = image.size
+    grey = image.convert("L").convert("RGB")
+    grey = Image.blend(grey, Image.new("RGB", image.size, "white"), 0.4)
+    show_image(axes, Image.blend(image.convert("RGB"), grey, min(1.0, 1.5 * strength)))
+    look = {"cmap": heat(strength), "interpolation": "nearest"}
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    shown = axes.imshow(
-        grid, cmap=heat(strength), vmin=0, vmax=top, extent=extent, interpolation="nearest"
-    )
+    drawn = axes.imshow(grid, vmin=0, vmax=top, extent=extent, **look)
     if marked is not None:
-        corner = marked[1] * width / wide - 0.5, marked[0] * height / high - 0.5
-        for color, line in (("white", 4), ("black", 2)):  # seen on light and on dark
-            box = plt.Rectangle(
-                corner, width / wide, height / high, fill=False, edgecolor=color, linewidth=line
-            )
-            axes.add_patch(box)
-    return shown
+        wide, high = width / grid.shape[1], height / grid.shape[0]  # of a patch
+        corner = marked[1] * wide - 0.5, marked[0] * high - 0.5
+        for color, line in (("white", 4), ("black", 2)):  # visible on light and on dark
+            look = {"fill": False, "edgecolor": color, "linewidth": line}
+            axes.add_patch(plt.Rectangle(corner, wide, high, **look))
+    return drawn
 
 
-def short(value: float, _position=None) -> str:
-    """A number of a scale in two digits: 0.0025, 0.5, 1."""
-    return f"{value:.2g}"
-
-
-def word_bars(
-    axes, words, scores, special: float | None = None, top: float | None = None, word=None
-) -> None:
+def word_bars(axes, words, scores, special: float | None = None, word: int | None = None) -> None:
     """A caption's words from top to bottom, each with its score as a bar.
 
-    special: the share [CLS] and [SEP] take; top: the end of the scale; word: the number of one to mark.
+    special: the share that [CLS] and [SEP] take; word: the number of one to mark.
     """
     scores = np.asarray(scores, float)
     axes.barh(range(len(words)), scores, color=TEXT, alpha=0.85, height=0.7)
-    room = (
-        72 * axes.get_position().height * axes.figure.get_figheight() / max(len(words), 1)
-    )  # points a line
-    words = [name if len(name) <= 16 else f"{name[:15]}…" for name in words]
+    inches = axes.get_position().height * axes.figure.get_figheight()
+    look = {"fontsize": min(10, 0.8 * 72 * inches / max(len(words), 1)), "annotation_clip": False}
+    look |= {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
     axes.set_yticks([])
-    look = {
-        "xytext": (-6, 0),
-        "textcoords": "offset points",
-        "ha": "right",
-        "va": "center",
-        "annotation_clip": False,
-    }
     for i, name in enumerate(words):  # texts are drawn faster than the labels of ticks
-        name, weight = ("▸ " + literal(name), "bold") if i == word else (literal(name), "normal")
-        axes.annotate(name, (0, i), fontsize=min(10, 0.8 * room), fontweight=weight, **look)
-    axes.set_xlim(0, 1.05 * max(scores.max(initial=0) if top is None else top, 1e-12))
-    axes.xaxis.set(major_locator=MaxNLocator(3), major_formatter=FuncFormatter(short))
+        name = literal(name if len(name) <= 16 else f"{name[:15]}…")
+        name, weight = (f"▸ {name}", "bold") if i == word else (name, "normal")
+        axes.annotate(name, (0, i), fontweight=weight, **look)
+    axes.set_xlim(0, 1.05 * max(scores.max(initial=0), 1e-12))
+    axes.xaxis.set(major_locator=MaxNLocator(3), major_formatter=SHORT)
     axes.tick_params(axis="x", labelsize=8.5)
     axes.set_ylim(max(len(words), 8) - 0.4, -0.6)  # few words are no reason for fat bars
     label = "score" if special is None else f"score ([CLS] and [SEP] take {special:.0%})"
@@ -99,98 +84,82 @@ def maps(
     sources: bool = False,
     outlines=None,
 ) -> Figure:
-    """Maps [gh, gw] over their pictures, in rows, with one colour bar for all; titles [N] stand above them.
+    """Maps [gh, gw] over their images, in rows, with one colour bar for all.
 
-    top: the end of the scale, by default the largest value of all; sources: with the first row's pictures as they are
-    above it; outlines [N]: a mask [H, W] to outline in each picture, or None.
+    titles [N]: one above each; top: the end of the scale, by default the largest value of all;
+    size: of an image, in inches; sources: with the first row's images as they are above it;
+    outlines [N]: a mask [H, W] to outline in each image, or None.
     """
-    columns, extra = min(columns, len(images)), int(sources)
-    rows, width = -(-len(images) // columns), int(size * 12)
-    tallest = (
-        max((wrap(t, width).count("\n") + 1 for t in titles), default=0)
-        if titles is not None
-        else 0
-    )
-    high = (size + 0.2 * tallest) * rows + extra * size + 0.5
-    figure, panels = plt.subplots(
-        rows + extra, columns, figsize=(size * columns + 1, high), squeeze=False
-    )
-    top = max(max(np.asarray(grid).max() for grid in grids), 1e-12) if top is None else top
-    for axes, image in zip(panels[0] if sources else (), images, strict=False):
+    count, extra = len(images), int(sources)
+    titles = [wrap(text, int(size * 12)) for text in titles or [""] * count]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    tall = max(text.count("\n") + bool(text) for text in titles)  # lines of the longest title
+    high = (size + 0.2 * tall) * rows + extra * size + 0.5
+    shape = {"figsize": (size * columns + 1, high), "squeeze": False}
+    figure, panels = plt.subplots(rows + extra, columns, **shape)
+    top = max(*(float(np.max(np.asarray(grid))) for grid in grids), 1e-12) if top is None else top
+    for axes, image in zip(panels[0][: columns * extra], images):
         show_image(axes, image)
     for i, axes in enumerate(panels[extra:].flat):
-        if i >= len(images):
+        if i >= count:
             axes.axis("off")
             continue
-        shown = overlay(axes, images[i], grids[i], top=top)
+        drawn = overlay(axes, images[i], grids[i], top=top)
+        axes.set_title(titles[i], fontsize=9, fontweight="normal")
         if outlines is not None and outlines[i] is not None:
             axes.contour(outlines[i], [0.5], colors="black", linewidths=1)
-        if titles is not None:
-            axes.set_title(wrap(titles[i], width), fontsize=9, fontweight="normal")
-    figure.colorbar(shown, ax=panels, label=label, aspect=30, pad=0.02)
+    figure.colorbar(drawn, ax=panels, label=label, aspect=30, pad=0.02)
     figure.suptitle(title)
     return figure
 
 
-def own_scales(image, grids: dict, title: str = "", size: float = 3.0) -> Figure:
-    """Maps of one picture side by side {name: [gh, gw]}, each with a scale and a colour bar of its own."""
-    figure, panels = plt.subplots(
-        1, len(grids), figsize=((size + 0.9) * len(grids), size + 0.8), squeeze=False
-    )
-    for axes, (name, grid) in zip(panels[0], grids.items(), strict=True):
-        shown = overlay(axes, image, grid)
-        figure.colorbar(
-            shown, ax=axes, shrink=0.8, ticks=MaxNLocator(5), format=FuncFormatter(short)
-        )
+def own_scales(image, grids: dict, title: str = "") -> Figure:
+    """Maps {name: [gh, gw]} of one image side by side, each with its own scale and colour bar."""
+    figure, panels = plt.subplots(1, len(grids), figsize=(3.9 * len(grids), 3.8), squeeze=False)
+    for axes, (name, grid) in zip(panels[0], grids.items()):
+        drawn = overlay(axes, image, grid)
+        figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=MaxNLocator(5), format=SHORT)
         axes.set_title(name, fontsize=11)
     figure.suptitle(title)
     return figure
 
 
-def pair(
+def map_and_words(
     image,
     grid,
     words,
-    scores,
-    special: float | None = None,
     title: str = "",
     label: str = "score",
     strength: float = 0.85,
     top: float | None = None,
     marked=None,
     word: int | None = None,
-    below: float = 0.0,
-    above: float = 0.0,
 ) -> Figure:
-    """A picture, its map with a colour bar, and its caption's words as bars; word: the number of one to mark.
+    """An image, its map with a colour bar, and its caption's words (`attention.Words`) as bars.
 
-    Laid out by hand, in inches, which is drawn three times as fast as a layout that has to be found. below, above:
-    inches to leave free under and over it all.
+    strength, top, marked: as in `overlay`; word: the number of one to mark.
     """
-    width, height, side, low = 10.6, 4.4 + below + above, 3.3, 0.5 + below
+    width, height = 10.6, 4.4
+    # Laid out by hand, in inches: drawn three times as fast as a layout that has to be found.
     figure = plt.figure(figsize=(width, height), layout="none")
-
-    def place(x, y, w, h):
-        return figure.add_axes([x / width, y / height, w / width, h / height])
-
-    left, middle, right = (
-        place(0.1, low, side, side),
-        place(3.6, low, side, side),
-        place(8.95, low, 1.6, side),
+    places = [
+        (0.1, 0.5, 3.3, 3.3),
+        (3.6, 0.5, 3.3, 3.3),
+        (7, 0.8, 0.13, 2.7),
+        (8.95, 0.5, 1.6, 3.3),
+    ]
+    left, middle, bar, right = (
+        figure.add_axes([x / width, y / height, w / width, h / height]) for x, y, w, h in places
     )
-    bar = place(7.0, low + 0.3, 0.13, side - 0.6)
     show_image(left, image)
-    shown = overlay(middle, image, grid, top=top, strength=strength, marked=marked)
-    figure.colorbar(shown, cax=bar, ticks=MaxNLocator(5), format=FuncFormatter(short)).set_label(
-        label, fontsize=9
-    )
+    drawn = overlay(middle, image, grid, top=top, strength=strength, marked=marked)
+    figure.colorbar(drawn, cax=bar, ticks=MaxNLocator(5), format=SHORT)
+    bar.set_ylabel(label, fontsize=9)
     bar.tick_params(labelsize=8.5)
-    word_bars(right, words, scores, special, word=word)
-    for axes, name in (
-        (left, "the picture"),
-        (middle, "over its patches"),
-        (right, "over the words"),
-    ):
-        axes.set_title(name, fontsize=11)
-    figure.text(0.1 / width, 1 - (0.1 + above) / height, title, va="top", fontsize=12)
+    word_bars(right, *words, word=word)
+    left.set_title("the picture", fontsize=11)
+    middle.set_title("over its patches", fontsize=11)
+    right.set_title("over the words", fontsize=11)
+    figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=12)
     return figure
