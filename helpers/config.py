@@ -131,6 +131,13 @@ def pick_device() -> torch.device:
     return torch.device(os.environ.get("CLIP_DEVICE") or best)
 
 
+def best_precision():
+    """The mixed precision that the device is good at: "bf16" or "fp16" on CUDA, "no" elsewhere."""
+    if pick_device().type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 def machine() -> dict:
     """What a number was measured on: {"cpu": name, "cores": usable cores, "gpu": name or None}."""
     linux = hasattr(os, "sched_getaffinity")

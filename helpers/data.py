@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -23,15 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from helpers.config import worker_threads
 from helpers.storage.caption_files import read_captions
 from helpers.storage.download import WHERE
-from helpers.storage.images import open_image
+from helpers.storage.images import open_image, prefetch
 
 CAPTION, ORDER, SPLIT, CROP = range(4)  # what a hash decides
 SMALLEST_CROP = 0.85  # of each side of an image
 ENDINGS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of a complete JPEG, a complete PNG
-WORKERS = worker_threads()  # that decode images while the tower runs
 
 
 def splitmix64(*keys) -> np.ndarray:
@@ -168,33 +163,6 @@ def load_split(profile, split: str) -> CaptionedImages:
                 raise ValueError(f"{images.annotation_file} is short: {short}. {WHERE}")
             if name == split:
                 return images.subset(ids).check()
-
-
-def prefetch(
-    load: Callable, items: Iterable, workers: int = WORKERS, ahead: int = WORKERS
-) -> Iterator:
-    """load(item) for each item, in order, while threads work on the next `ahead` ones.
-
-    Threads suffice: decoding and tokenising release Python's lock. And they work in notebooks on
-    every system. An error of `items` comes after the results of what was begun before it.
-    """
-    waiting, items, failure = deque(), iter(items), None
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            while failure is None:
-                try:
-                    waiting.append(pool.submit(load, next(items)))
-                except Exception as error:
-                    # The end of the items, too.
-                    failure = error
-                while len(waiting) > (ahead if failure is None else 0):
-                    yield waiting.popleft().result()
-        finally:
-            # After an error, or when the reader stops: what has not begun never will.
-            for future in waiting:
-                future.cancel()
-    if not isinstance(failure, StopIteration):
-        raise failure
 
 
 class Examples:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from helpers.losses import clip_loss, siglip_loss
+
 
 def processes():
     """(how many processes there are, which of them this is)."""
@@ -219,3 +221,14 @@ def cached_backward(model, batch, loss, chunk, backward=torch.Tensor.backward):
             shares = (g[rows] if g.ndim else g / len(parts) for g in gradients.values())
             backward(sum((outputs[name] * share).sum() for name, share in zip(gradients, shares)))
     return value.detach()
+
+
+def contrastive_loss(
+    image_embeds, text_embeds, logit_scale, logit_bias=None, image_ids=None, processes=1
+):
+    """The model's own loss over all processes: SigLIP's where it has a logit_bias, else InfoNCE."""
+    if logit_bias is None:
+        loss = clip_loss if processes == 1 else gathered_clip_loss
+        return loss(image_embeds, text_embeds, logit_scale, image_ids)
+    loss = siglip_loss if processes == 1 else ring_siglip_loss
+    return loss(image_embeds, text_embeds, logit_scale, logit_bias, image_ids)

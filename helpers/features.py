@@ -24,9 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers.config import pick_device
-from helpers.data import prefetch
 from helpers.encoders import settings, weights_digest
+from helpers.model import training_mode
 from helpers.storage.files import replace_when_complete
+from helpers.storage.images import prefetch
 
 ON_CPU = 32  # images or captions that one core embeds at a time, beside the others
 
@@ -202,13 +203,11 @@ def _embed(kind, tower, data, batch_size, folder=None, shard_size=2048, progress
 def _frozen(tower):
     """The tower on the best device and in eval mode; afterwards each module as it was."""
     home = next(tower.parameters()).device
-    modes = [(module, module.training) for module in tower.modules()]
     try:
-        yield tower.to(pick_device()).eval()
+        with training_mode(tower, False):
+            yield tower.to(pick_device())
     finally:
         tower.to(home)
-        for module, mode in modes:
-            module.training = mode
 
 
 def _digest(data: bytes) -> str:

@@ -160,3 +160,16 @@ def over_seeds(
                 row[key] = round(float(known[name]), 5)
         result[prefix + name] = row
     return result
+
+
+def tuning(profile, image=True, text=True):
+    """The settings with which `fit` tunes one or both towers of a profile, from trained heads."""
+    return {
+        "epochs": profile.tune_epochs,
+        "batch_size": profile.batch_size,
+        "lr": 3e-4,
+        "image_lr": profile.image_lr * image,
+        "text_lr": profile.text_lr * text,
+        "patch_keep_ratio": 0.5 if image else 1.0,
+        "select": "dev_recall@1",
+    }

@@ -23,15 +23,21 @@ SIGLIP_START = {"logit_scale": math.log(10), "logit_bias": -10.0}  # Zhai et al.
 
 
 @contextmanager
-def training_mode(module, mode=True):
-    """Training mode inside; afterwards each part of the module is back in its own mode."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(mode)
+def temporarily(changes):
+    """Attributes set inside, each (object, name, value), and put back as they were afterwards."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
         yield
     finally:
-        for part, before in modes:
-            part.training = before
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def training_mode(module, mode=True):
+    """Training mode inside; afterwards each part of the module is back in its own mode."""
+    return temporarily([(part, "training", mode) for part in module.modules()])
 
 
 @contextmanager
@@ -72,16 +78,8 @@ class CLIP(nn.Module):
     Taught in notebook 03, "The model".
     """
 
-    def __init__(
-        self,
-        image_dim,
-        text_dim,
-        embed_dim=256,
-        image_tower=None,
-        text_tower=None,
-        logit_scale=LOGIT_SCALE,
-        logit_bias=None,
-    ):
+    def __init__(self, image_dim, text_dim, embed_dim=256, image_tower=None, text_tower=None,
+                 logit_scale=LOGIT_SCALE, logit_bias=None):  # fmt: skip
         super().__init__()
         self.dims = {"image_dim": image_dim, "text_dim": text_dim, "embed_dim": embed_dim}
         self.image_tower, self.text_tower = image_tower, text_tower

@@ -19,15 +19,14 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
-from helpers.config import pick_device
+from helpers.config import best_precision, pick_device
 from helpers.data import Examples, splitmix64
-from helpers.distributed import cached_backward, gathered_clip_loss, ring_siglip_loss
+from helpers.distributed import cached_backward, contrastive_loss
 from helpers.evaluation import ranks
 from helpers.features import embed_images, embed_texts
-from helpers.losses import clip_loss, siglip_loss
 from helpers.model import MAX_LOGIT_SCALE, evaluating
 from helpers.storage.checkpoints import Checkpoints
-from helpers.training_context import best_precision, interruptible, some_patches, while_training
+from helpers.training_context import interruptible, some_patches, while_training
 
 BETAS = (0.9, 0.98)  # of AdamW
 MAX_GRAD_NORM = 1.0
@@ -74,17 +73,6 @@ def warmup_cosine(step, warmup, total):
     if step < warmup:
         return min(1.0, (step + 1) / warmup)
     return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
-
-
-def contrastive_loss(
-    image_embeds, text_embeds, logit_scale, logit_bias=None, image_ids=None, processes=1
-):
-    """The model's own loss over all processes: SigLIP's where it has a logit_bias, else InfoNCE."""
-    if logit_bias is None:
-        loss = clip_loss if processes == 1 else gathered_clip_loss
-        return loss(image_embeds, text_embeds, logit_scale, image_ids)
-    loss = siglip_loss if processes == 1 else ring_siglip_loss
-    return loss(image_embeds, text_embeds, logit_scale, logit_bias, image_ids)
 
 
 def dev_metrics(model, dev, raw=()):
@@ -288,15 +276,3 @@ def require_finite(loss, step, image_ids, saved):
         fix = "lower the learning rates, or look for NaN in the features"
         raise FloatingPointError(f"the loss is {loss} {where}: {fix}. {saved.last()}")
 
-
-def tuning(profile, image=True, text=True):
-    """The settings with which `fit` tunes one or both towers of a profile, from trained heads."""
-    return {
-        "epochs": profile.tune_epochs,
-        "batch_size": profile.batch_size,
-        "lr": 3e-4,
-        "image_lr": profile.image_lr * image,
-        "text_lr": profile.text_lr * text,
-        "patch_keep_ratio": 0.5 if image else 1.0,
-        "select": "dev_recall@1",
-    }

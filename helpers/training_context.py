@@ -9,15 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from helpers.config import pick_device
-from helpers.model import training_mode
-
-
-def best_precision():
-    """The mixed precision that the device is good at: "bf16" or "fp16" on CUDA, "no" elsewhere."""
-    if pick_device().type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+from helpers.model import temporarily, training_mode
 
 
 @contextmanager
@@ -27,26 +19,24 @@ def trained_parts(model, image_lr, text_lr, gradient_checkpointing=False):
     gradient_checkpointing: the former keep no activations, they compute them again in the backward
     pass (Chen et al. 2016, 1604.06174). Afterwards every parameter is as it was.
     """
-    required = [(p, p.requires_grad) for p in model.parameters()]
-    model.requires_grad_(True)
+    rates = {"image_tower": image_lr, "text_tower": text_lr}
+    named = [(name.split(".")[0], parameter) for name, parameter in model.named_parameters()]
     checkpointed = []
-    for tower, rate in ((model.image_tower, image_lr), (model.text_tower, text_lr)):
-        if tower is not None and not rate:
-            tower.requires_grad_(False)
-        elif tower is not None and gradient_checkpointing:
-            checkpointing(tower.model, "enable")({"use_reentrant": False})
-            checkpointed.append(tower.model)
-    try:
-        yield
-    finally:
+    if gradient_checkpointing:
+        checkpointed = [getattr(model, name).model for name, rate in rates.items() if rate]
+    with temporarily([(p, "requires_grad", bool(rates.get(part, True))) for part, p in named]):
         for transformer in checkpointed:
-            checkpointing(transformer, "disable")()
-            # Left behind by transformers: a frozen tower would keep activations for nothing.
-            if hasattr(transformer, "_require_grads_hook"):
-                transformer.disable_input_require_grads()
-        for parameter, before in required:
-            parameter.requires_grad_(before)
-            parameter.grad = None
+            checkpointing(transformer, "enable")({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            for transformer in checkpointed:
+                checkpointing(transformer, "disable")()
+                # Left behind by transformers: a frozen tower would keep activations for nothing.
+                if hasattr(transformer, "_require_grads_hook"):
+                    transformer.disable_input_require_grads()
+            for parameter in model.parameters():
+                parameter.grad = None
 
 
 def checkpointing(model, action):
@@ -55,19 +45,10 @@ def checkpointing(model, action):
     return next(getattr(model, name) for name in names if hasattr(model, name))
 
 
-@contextmanager
 def without_dropout(*towers):
     """Inside, pretrained towers drop nothing: a contrastive batch is noise enough. Heads do."""
-    towers = [tower for tower in towers if tower is not None]
-    parts = [part for tower in towers for part in tower.modules() if isinstance(part, nn.Dropout)]
-    before = [part.p for part in parts]
-    for part in parts:
-        part.p = 0.0
-    try:
-        yield
-    finally:
-        for part, p in zip(parts, before, strict=True):
-            part.p = p
+    parts = [part for tower in towers if tower is not None for part in tower.modules()]
+    return temporarily([(part, "p", 0.0) for part in parts if isinstance(part, nn.Dropout)])
 
 
 @contextmanager

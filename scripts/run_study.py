@@ -28,7 +28,7 @@ from helpers.minicoco.sprites import COLOURS
 from helpers.model import CLIP, SIGLIP_START, load_model, save_model
 from helpers.probes import Instances, load_compositional, load_probes
 from helpers.storage.files import atomic_write, replace_when_complete
-from helpers.training import fit, tuning
+from helpers.training import fit
 
 # Name in the results: (where it starts, is the image tower tuned, is the text tower tuned).
 SETTINGS = {
@@ -110,7 +110,7 @@ def start_of(profile: Profile, name: str, seed: int, folder: Path) -> tuple[CLIP
     if start is not None:
         # Copied, since its towers are shared with other models.
         model = copy.deepcopy(load_model(folder / f"{start}-{seed}", *towers)[0])
-        return model, tuning(profile, *tuned)
+        return model, load_or_build.tuning(profile, *tuned)
     torch.manual_seed(seed)
     batch_size = min(512, profile.train_images or 512)
     # Step 0 of SigLIP neither pulls nor pushes: notebook 05, "Where bias and factor start".

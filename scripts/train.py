@@ -19,7 +19,7 @@ from helpers.config import get_profile, pick_device
 from helpers.data import Examples
 from helpers.model import CLIP, SIGLIP_START, save_model
 from helpers.storage.files import atomic_write
-from helpers.training import fit, tuning
+from helpers.training import fit
 
 
 def arguments(argv):
@@ -74,7 +74,7 @@ def main(argv=None):
     histories = {"heads": finished(fit(model, train, dev, **settings, **shared))}
     tuned = [side for side in ("image", "text") if args.tune in (side, "both")]
     if tuned:
-        settings = tuning(profile, "image" in tuned, "text" in tuned)
+        settings = load_or_build.tuning(profile, "image" in tuned, "text" in tuned)
         for name in ("epochs", "batch_size", "lr", *(f"{side}_lr" for side in tuned)):
             value = getattr(args, name)
             settings |= {} if value is None else {name: value}

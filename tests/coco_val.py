@@ -13,7 +13,7 @@ from helpers.config import ROOT, get_profile
 from helpers.data import Examples, load_split
 from helpers.evaluation import retrieval
 from helpers.storage import hub
-from helpers.training import fit, tuning
+from helpers.training import fit
 from scripts.run_notebooks import execute, problems
 from tests.fake_hub import BERT, VIT, bert_files, vit_files, write_cache
 
@@ -65,7 +65,8 @@ def walk(profile):
     model = load_or_build.heads(profile)
     images, texts = model.project_image(val.image_embeds), model.project_text(val.text_embeds)
     recall = retrieval(images, texts, val.owner)
-    history = fit(model, examples["train"], examples["dev"], seed=0, **tuning(profile))
+    settings = load_or_build.tuning(profile)
+    history = fit(model, examples["train"], examples["dev"], seed=0, **settings)
     assert 0 <= recall["text_to_image/recall@1"] <= recall["text_to_image/recall@10"] <= 1
     assert all(np.isfinite(row["dev_loss"]) for row in history)
     assert not set(examples["train"].image_ids) & set(examples["dev"].image_ids)

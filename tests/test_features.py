@@ -17,10 +17,10 @@ from torch import nn
 from transformers import BertTokenizerFast
 
 from helpers import features
-from helpers.data import CaptionedImages, prefetch
+from helpers.data import CaptionedImages
 from helpers.encoders import ImageTower, TextTower
 from helpers.features import embed_batches, embed_images, embed_texts, extract_embeddings
-from helpers.storage.images import open_image
+from helpers.storage.images import open_image, prefetch
 from tests.tiny import WORDS, image_tower, text_tower, write_dataset
 
 # 10 images: two shards, of two batches each.

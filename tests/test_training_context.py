@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from helpers import training_context
-from helpers.config import worker_threads
+from helpers import config
+from helpers.config import best_precision, worker_threads
 from helpers.model import CLIP
-from helpers.training_context import best_precision, some_patches, trained_parts, while_training
+from helpers.training_context import some_patches, trained_parts, while_training
 from tests.tiny import image_tower, text_tower
 
 
@@ -22,9 +22,9 @@ def test_threads_follow_the_cores(cores, threads):
 
 @pytest.mark.parametrize("has_bf16, best", [(True, "bf16"), (False, "fp16")])
 def test_precision_follows_the_device(monkeypatch, has_bf16, best):
-    monkeypatch.setattr(training_context, "pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(config, "pick_device", lambda: torch.device("cpu"))
     assert best_precision() == "no"
-    monkeypatch.setattr(training_context, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(config, "pick_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert best_precision() == best
 

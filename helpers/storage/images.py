@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from helpers.config import worker_threads
 from helpers.storage.download import WHERE
 
 # Some hundred megabytes once decoded; COCO's images have about 300,000.
@@ -61,3 +64,30 @@ def _as_rgb(image: Image.Image, size: int | None) -> Image.Image:
     # The pixels are upright: an orientation left in here would turn them once more.
     image.info = {}
     return image
+
+
+def prefetch(load, items, workers=None, ahead=None):
+    """load(item) for each item, in order, while threads work on the next `ahead` ones.
+
+    Threads suffice: decoding and tokenising release Python's lock. And they work in notebooks on
+    every system. An error of `items` comes after the results of what was begun before it.
+    """
+    workers = workers or worker_threads()
+    ahead = ahead or workers
+    waiting, items, failure = deque(), iter(items), None
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while failure is None:
+                try:
+                    waiting.append(pool.submit(load, next(items)))
+                except Exception as error:
+                    # The end of the items, too.
+                    failure = error
+                while len(waiting) > (ahead if failure is None else 0):
+                    yield waiting.popleft().result()
+        finally:
+            # After an error, or when the reader stops: what has not begun never will.
+            for future in waiting:
+                future.cancel()
+    if not isinstance(failure, StopIteration):
+        raise failure
