@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close as assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -75,10 +76,6 @@ def plain_step(model, batch, loss, chunk=None):
 def cached_step(model, batch, loss, chunk):
     model.zero_grad()
     return cached_backward(model, batch, loss, chunk), gradients(model)
-
-
-def assert_same(one, other, **tolerance):
-    torch.testing.assert_close(one, other, **tolerance)
 
 
 class Largest(TorchDispatchMode):
