@@ -103,13 +103,6 @@ def test_one_pair_costs_nothing_and_an_untrained_model_ln_n():
     assert math.log(512) < random < math.log(512) + 1
 
 
-@pytest.mark.parametrize(("bias", "loss"), [(-10, 10.006), (-2.71, 10.955), (-4.84, 5.848)])
-def test_siglip_starts_where_theory_says(bias, loss):
-    embeds = torch.eye(256, dtype=torch.float64)
-    start = siglip_loss(embeds[:128], embeds[128:], scalar(LN10), scalar(bias))
-    assert start.item() == pytest.approx(loss, abs=5e-4)
-
-
 def test_length_and_order_matter_where_they_should():
     """The losses see lengths; shuffling both sides alike changes nothing, shuffling one does."""
     images, texts, order = unit(8, 4), unit(8, 4, seed=1), torch.tensor([3, 1, 7, 0, 2, 5, 4, 6])
@@ -134,13 +127,6 @@ def test_two_captions_of_one_image_are_no_negatives():
     assert pull.abs().max() < 1e-9
 
 
-def test_scale_and_bias_get_a_gradient():
-    inputs = unit(6, 4), unit(6, 4, seed=1), scalar(1.0)
-    assert value_and_gradients(clip_loss, *inputs)[1][2] != 0
-    gradients = value_and_gradients(siglip_loss, *inputs, scalar(-1.0))[1]
-    assert gradients[2] != 0 and gradients[3] != 0
-
-
 @pytest.mark.parametrize("scale", [0.0, math.log(100)])
 def test_float32_at_the_largest_scale_stays_finite(scale):
     embeds = unit(64, 8, dtype=torch.float32)
@@ -161,10 +147,3 @@ def test_the_sigmoid_loss_of_16_bit_embeddings_is_computed_in_32(dtype):
         assert [g.dtype for g in gradients] == [dtype, dtype, dtype, bias.dtype]
     mixed = siglip_loss(halves[0], halves[1].float(), halves[2].float(), torch.tensor(-10.0))
     assert mixed.item() == pytest.approx(exact, rel=1e-5)
-
-
-def test_mismatched_batches_are_refused():
-    with pytest.raises((RuntimeError, ValueError)):
-        clip_loss(unit(3, 4), unit(4, 4), scalar(0.0))
-    with pytest.raises((RuntimeError, ValueError)):
-        clip_loss(unit(3, 4), unit(3, 4), scalar(0.0), torch.arange(4))
