@@ -23,8 +23,9 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from helpers.config import ROOT, get_profile, machine, pick_device
 from helpers.data import CaptionedImages
-from helpers.encoders import ImageTower, TextTower, load_text_tower, settings, weights_digest
+from helpers.encoders import ImageTower, TextTower, load_text_tower, settings
 from helpers.features import extract_embeddings
+from helpers.storage.checkpoints import weights_digest
 
 RESULT = ROOT / "data" / "results" / "bench_embedding_extraction.json"
 TARGET = 0.9

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,20 +186,6 @@ def settings(tower: ImageTower | TextTower) -> dict:
     mean, std = _statistics(tower)
     resize = "bilinear, squashed"
     return {**result, "size": tower.size, "mean": mean, "std": std, "resize": resize}
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all weights of a module."""
-
-    def describe(item: tuple[str, Tensor]) -> str:
-        name, weight = item
-        data = weight.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return f"{name} {weight.dtype} {tuple(weight.shape)} {hashlib.sha256(data).hexdigest()}"
-
-    # Hashing releases Python's lock, and a BERT is 440 MB.
-    with ThreadPoolExecutor() as pool:
-        lines = pool.map(describe, sorted(module.state_dict().items()))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _statistics(tower: ImageTower) -> tuple[list[float], list[float]]:

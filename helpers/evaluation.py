@@ -13,16 +13,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
-TEMPLATES = [
-    "a {}",
-    "a photo of a {}",
-    "a picture of a {}",
-    "a picture of one {}",
-    "a close-up of a {}",
-    "there is a {} in the scene",
-    "a small {}",
-    "a large {}",
-]
+TEMPLATES = ["a {}", "a photo of a {}", "a picture of a {}", "a picture of one {}",
+             "a close-up of a {}", "there is a {} in the scene",
+             "a small {}", "a large {}"]  # fmt: skip
 PAIRED_NOUNS = {"scissors", "skis"}  # the two names in COCO that English counts in pairs
 
 

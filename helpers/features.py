@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from helpers.config import pick_device
-from helpers.encoders import settings, weights_digest
+from helpers.encoders import settings
 from helpers.model import training_mode
-from helpers.storage.files import replace_when_complete
+from helpers.storage.caption_files import refuse_unknown_words
+from helpers.storage.checkpoints import weights_digest
 from helpers.storage.images import prefetch
+from helpers.storage.shards import read_shard, write_shard
 
 ON_CPU = 32  # images or captions that one core embeds at a time, beside the others
 
@@ -111,28 +111,6 @@ def embed_batches(tower, batches):
         torch.set_num_threads(cores)
 
 
-def refuse_unknown_words(tower, texts: list[str]) -> None:
-    """ValueError where the tokenizer does not know a fifth of the words of a thousand captions.
-
-    A folder without tokenizer files gives a vocabulary of five.
-    """
-    some = texts[:: max(1, len(texts) // 1000)]
-    tokenizer = tower.tokenizer
-    ids = tower.tokenize(some)["input_ids"]
-    unknown = ids == tokenizer.unk_token_id  # [B, T]
-    aside = set(tokenizer.all_special_tokens)
-    tokens = tokenizer.convert_ids_to_tokens(ids.flatten().tolist())
-    known = [t for t in tokens if t not in aside and not t.startswith("##")]
-    share = unknown.sum().item() / (unknown.sum().item() + len(known))
-    if share >= 0.2:
-        examples = [some[i][:80] for i in unknown.any(dim=1).nonzero().flatten()[:3]]
-        raise ValueError(
-            f"The text tower's vocabulary of {len(tokenizer):,} lacks {share:.0%} of the captions' "
-            f"words, as in {examples}: is its vocab.txt or tokenizer.json missing or another "
-            "model's, or are the captions in another language?"
-        )
-
-
 def _image_batches(tower, images, shards, batch_size):
     """The images of these shards, batch by batch, decoded in the background."""
 
@@ -173,7 +151,7 @@ def _embed(kind, tower, data, batch_size, folder=None, shard_size=2048, progress
         batch_size = min(batch_size, ON_CPU)
     output = torch.empty(len(data), tower.dim)
     shards = [rows for rows in torch.arange(len(data)).split(shard_size) if len(rows)]
-    missing = [rows for rows in shards if folder is None or not _read(folder, rows, output)]
+    missing = [rows for rows in shards if folder is None or not read_shard(folder, rows, output)]
     if not missing:
         return output
     bar = {"desc": kind, "file": sys.stdout, "disable": not progress}
@@ -194,8 +172,7 @@ def _embed(kind, tower, data, batch_size, folder=None, shard_size=2048, progress
             for batch, embeds in parts:
                 output[batch] = embeds.float().cpu()
             if folder is not None:
-                with replace_when_complete(_path(folder, rows)) as partial:
-                    save_file({"features": output[rows]}, partial)
+                write_shard(folder, rows, output)
     return output
 
 
@@ -219,18 +196,3 @@ def _key(tower, data: dict) -> str:
     key = {"weights": weights_digest(tower), "settings": settings(tower), **data}
     return _digest(json.dumps(key, sort_keys=True).encode())[:24]
 
-
-def _path(folder: Path, rows: Tensor) -> Path:
-    return folder / f"{rows[0]:08d}-{rows[-1] + 1:08d}.safetensors"
-
-
-def _read(folder: Path, rows: Tensor, output: Tensor) -> bool:
-    """Fill output[rows] from the cache; False where there is no whole shard of this shape."""
-    try:
-        features = load_file(_path(folder, rows))["features"]
-    except (OSError, SafetensorError, KeyError):
-        return False
-    if features.shape != output[rows].shape:
-        return False
-    output[rows] = features
-    return True

@@ -15,11 +15,12 @@ from PIL import Image
 
 from helpers.config import Profile, machine, pick_device
 from helpers.data import CaptionedImages, load_split
-from helpers.encoders import ImageTower, TextTower, load_towers, weights_digest
+from helpers.encoders import ImageTower, TextTower, load_towers
 from helpers.features import Embeddings, extract_embeddings
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, load_model, save_heads
+from helpers.storage.checkpoints import weights_digest
 from helpers.storage.download import download
 from helpers.storage.files import atomic_write
 from helpers.training import History, fit

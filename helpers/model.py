@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from helpers.encoders import read_image_tower, read_text_tower, save_tower, weights_digest
+from helpers.encoders import read_image_tower, read_text_tower, save_tower
+from helpers.storage.checkpoints import weights_digest
 from helpers.storage.files import atomic_write
 from helpers.storage.images import open_image
 
@@ -180,7 +181,7 @@ def load_heads(folder, image_tower=None, text_tower=None):
     fix = "delete the folder and train the heads again"
     try:
         about = json.loads(json_path.read_text(encoding="utf-8"))
-        dims = {name: about[name] for name in ("image_dim", "text_dim", "embed_dim")}
+        dims = [about[name] for name in ("image_dim", "text_dim", "embed_dim")]
         meta, digest = about["meta"], about["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{json_path} does not describe heads ({error!r}): {fix}") from error
@@ -189,15 +190,12 @@ def load_heads(folder, image_tower=None, text_tower=None):
         raise ValueError(f"{path} is damaged, or not the file that {json_path} belongs to: {fix}")
     state = load(weights)
     start = {"logit_bias": 0.0} if "logit_bias" in state else {}
-    model = CLIP(**dims, image_tower=image_tower, text_tower=text_tower, **start)
-    if shapes(state) != shapes(head_state(model)):
+    model = CLIP(*dims, image_tower, text_tower, **start)
+    own = {name: tensor.shape for name, tensor in head_state(model).items()}
+    if own != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(f"{path} holds other shapes than {json_path} describes: {fix}")
     model.load_state_dict(state, strict=False)  # the towers bring their own weights
     return model.eval(), meta
-
-
-def shapes(state):
-    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def save_model(model, folder, meta, tuned=("image_tower", "text_tower")):

@@ -14,7 +14,8 @@ from transformers import ViTImageProcessor
 
 from helpers import encoders
 from helpers.config import get_profile
-from helpers.encoders import load_image_tower, load_text_tower, settings, weights_digest
+from helpers.encoders import load_image_tower, load_text_tower, settings
+from helpers.storage.checkpoints import weights_digest
 from tests import tiny
 
 MINI = dataclasses.replace(get_profile("mini"), max_length=16)
@@ -81,7 +82,10 @@ def test_text_embedding_is_the_masked_mean(text_tower):
 
 def test_a_cpu_embeds_captions_of_similar_length_together_and_in_their_own_order():
     tower, shapes = tiny.text_tower().eval(), []
-    count = lambda module, args, inputs: shapes.append(tuple(inputs["input_ids"].shape))  # noqa: E731
+
+    def count(module, args, inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+
     tower.model.register_forward_pre_hook(count, with_kwargs=True)
     lengths = np.random.default_rng(0).integers(1, 10, 70)
     tokens = tower.tokenize([" ".join(["dog"] * length) for length in lengths])

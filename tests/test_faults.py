@@ -18,12 +18,11 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from helpers import features
 from helpers.config import ROOT
 from helpers.data import CaptionedImages
 from helpers.minicoco import render as minicoco
 from helpers.model import CLIP, load_heads, load_model, save_heads, save_model
-from helpers.storage import checkpoints
+from helpers.storage import checkpoints, shards
 from helpers.storage.files import atomic_write
 from tests.test_checkpoints import run
 from tests.test_features import extract
@@ -36,7 +35,7 @@ OWN = SafetensorError("Error while serializing: I/O error: No space left on devi
 EXTRACT = """
 import os, signal, sys
 from pathlib import Path
-from helpers import features
+from helpers.storage import shards
 from helpers.data import CaptionedImages
 from tests.test_faults import failing_at
 from tests.test_features import extract
@@ -44,14 +43,14 @@ from tests.test_features import extract
 def die(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
-features.save_file = failing_at(2, features.save_file, die)
+shards.save_file = failing_at(2, shards.save_file, die)
 extract(CaptionedImages(sys.argv[1]), Path(sys.argv[2]))
 """
 RENDER = """
 import os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
 from helpers.minicoco import render
+from tests.test_faults import draw
 
 write_annotations = render.write_annotations
 def write(folder, split, *rest):
@@ -61,8 +60,7 @@ def write(folder, split, *rest):
     write_annotations(folder, split, *rest)
 
 render.write_annotations = write
-row = {"data": Path(sys.argv[1], "minicoco"), "train_images": 12, "val_images": 6, "seed": 0}
-render.render(SimpleNamespace(**row))
+draw(Path(sys.argv[1]))
 """
 
 
@@ -95,6 +93,13 @@ def start(code, *arguments):
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
+def killed(code, *arguments):
+    """Runs `code` until it kills itself, and its workers, who share its pipes, have ended."""
+    process = start(code, *arguments)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == -9, errors
+
+
 def bytes_of(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -103,11 +108,17 @@ def bytes_of(folder):
 # A full disk
 
 
-def test_full_disk_while_embeddings_are_cached(tmp_path, monkeypatch):
+@pytest.fixture
+def data(tmp_path):
+    """The folder of ten images of two sizes of shard, 6 and 4."""
     write_dataset(tmp_path / "coco")
-    dataset, cache = CaptionedImages(tmp_path / "coco"), tmp_path / "cache"
+    return tmp_path / "coco"
+
+
+def test_full_disk_while_embeddings_are_cached(data, tmp_path, monkeypatch):
+    dataset, cache = CaptionedImages(data), tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(features, "save_file", failing_at(2, features.save_file, raising(FULL)))
+        patch.setattr(shards, "save_file", failing_at(2, shards.save_file, raising(FULL)))
         message = "00000010.safetensors could not be written .*No space left.*Free some disk"
         with pytest.raises(OSError, match=message):
             extract(dataset, cache)
@@ -117,16 +128,15 @@ def test_full_disk_while_embeddings_are_cached(tmp_path, monkeypatch):
     assert rows[0] == 4, "the six images of that shard are not embedded again"
 
 
-def test_full_disk_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    write_dataset(tmp_path / "coco", images=12)
-    expected = run(tmp_path / "coco", tmp_path / "undisturbed")[1].state_dict()
+def test_full_disk_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    expected = run(data, tmp_path / "undisturbed")[1].state_dict()
     with monkeypatch.context() as patch:
         save_file = failing_at(7, checkpoints.save_file, raising(OWN))
         patch.setattr(checkpoints, "save_file", save_file)
         with pytest.raises(OSError, match="could not be written .*No space left.*Free some disk"):
-            run(tmp_path / "coco", tmp_path / "run")
+            run(data, tmp_path / "run")
     assert not list((tmp_path / "run").glob(".*")), "nothing half written"
-    resumed = run(tmp_path / "coco", tmp_path / "run")[1].state_dict()
+    resumed = run(data, tmp_path / "run")[1].state_dict()
     assert all(tensor.equal(expected[name]) for name, tensor in resumed.items())
 
 
@@ -149,40 +159,33 @@ def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path, monkeypatch, 
 # A killed process
 
 
-def test_killed_while_a_shard_is_written(tmp_path):
-    write_dataset(tmp_path / "coco")
-    dataset = CaptionedImages(tmp_path / "coco")
-    extract(dataset, tmp_path / "undisturbed")
-    killed = start(EXTRACT, tmp_path / "coco", tmp_path / "cache")
-    errors = killed.communicate(timeout=300)[1]
-    assert killed.returncode == -9, errors
-    _, rows = extract(dataset, tmp_path / "cache")
+def test_killed_while_a_shard_is_written(data, tmp_path):
+    extract(CaptionedImages(data), tmp_path / "undisturbed")
+    killed(EXTRACT, data, tmp_path / "cache")
+    _, rows = extract(CaptionedImages(data), tmp_path / "cache")
     assert rows[0] == 4, "the finished shard of six images is not computed again"
     files = bytes_of(tmp_path / "cache").items()
     shards = {name: content for name, content in files if name.endswith(".safetensors")}
     assert shards == bytes_of(tmp_path / "undisturbed")
 
 
-def render(folder):
-    """What RENDER does, undisturbed: the bytes of a small MiniCOCO."""
+def draw(folder):
+    """The bytes of a small MiniCOCO."""
     row = {"data": folder / "minicoco", "train_images": 12, "val_images": 6, "seed": 0}
     return bytes_of(minicoco.render(SimpleNamespace(**row)))
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    return render(tmp_path_factory.mktemp("rendered"))
+    return draw(tmp_path_factory.mktemp("rendered"))
 
 
 @pytest.mark.parametrize("split", ["train2017", "compositional"])
 def test_killed_while_minicoco_is_rendered(rendered, tmp_path, split):
-    killed = start(RENDER, tmp_path, split)
-    # Returns when the workers too, who share its pipes, have ended.
-    errors = killed.communicate(timeout=120)[1]
-    assert killed.returncode == -9, errors
+    killed(RENDER, tmp_path, split)
     assert not (tmp_path / "minicoco").exists(), "nothing that looks whole"
     assert list(tmp_path.glob("*.tmp")), "killed in the middle of it"
-    assert render(tmp_path) == rendered
+    assert draw(tmp_path) == rendered
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -225,13 +228,12 @@ def trap(request, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "best"])
-def test_a_pickle_in_a_checkpoint_is_refused_unread(tmp_path, trap, name):
-    write_dataset(tmp_path / "coco")
-    run(tmp_path / "coco", tmp_path / "run", epochs=1)
+def test_a_pickle_in_a_checkpoint_is_refused_unread(data, tmp_path, trap, name):
+    run(data, tmp_path / "run", epochs=1)
     [path] = (tmp_path / "run").glob("best-*" if name == "best" else f"step-*/{name}")
     path.write_bytes(trap)
     with pytest.raises(ValueError, match=f"{path.name} is missing or no safetensors file .*Delete"):
-        run(tmp_path / "coco", tmp_path / "run", epochs=1)
+        run(data, tmp_path / "run", epochs=1)
 
 
 def test_a_pickle_in_place_of_heads_is_refused_unread(tmp_path, trap):

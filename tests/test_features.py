@@ -16,10 +16,10 @@ from safetensors.torch import save
 from torch import nn
 from transformers import BertTokenizerFast
 
-from helpers import features
 from helpers.data import CaptionedImages
 from helpers.encoders import ImageTower, TextTower
 from helpers.features import embed_batches, embed_images, embed_texts, extract_embeddings
+from helpers.storage.caption_files import refuse_unknown_words
 from helpers.storage.images import open_image, prefetch
 from tests.tiny import WORDS, image_tower, text_tower, write_dataset
 
@@ -167,10 +167,10 @@ def test_a_fifth_of_unknown_words_is_refused_with_examples_before_anything_is_em
 def test_the_share_is_of_words_not_of_their_pieces(text, share):
     tower = text_tower(words=[*WORDS, "##s"], max_length=32)
     if share is None:
-        features.refuse_unknown_words(tower, [text, text])
+        refuse_unknown_words(tower, [text, text])
     else:
         with pytest.raises(ValueError, match=f"lacks {share} of"):
-            features.refuse_unknown_words(tower, [text, text])
+            refuse_unknown_words(tower, [text, text])
 
 
 def test_looking_for_unknown_words_costs_next_to_nothing():
@@ -178,7 +178,7 @@ def test_looking_for_unknown_words_costs_next_to_nothing():
     tower = text_tower()
     tokenize = tower.tokenize
     tower.tokenize = lambda texts: asked.extend(texts) or tokenize(texts)
-    features.refuse_unknown_words(tower, ["a dog"] * 500_000)
+    refuse_unknown_words(tower, ["a dog"] * 500_000)
     assert len(asked) == 1000
 
 

@@ -7,8 +7,8 @@ import torch
 from transformers import ViTModel
 
 from helpers import load_or_build
-from helpers.encoders import weights_digest
 from helpers.model import load_model
+from helpers.storage.checkpoints import weights_digest
 from helpers.training import History
 from scripts import run_study
 from scripts.run_study import SETTINGS, TASKS, classes, evaluate, keep_best, one_run, summarise
