@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from helpers.storage import download
-from helpers.storage.download import DownloadError, fetch
 from tests.faulty_server import serve
 
 CONTENT = b"PK" + np.random.default_rng(0).bytes(700_001)  # more than two chunks
@@ -20,45 +19,45 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 class Scene:
     """A server with one file, and where it goes."""
 
-    def __init__(self, server, folder, pauses):
-        self.server, self.path, self.pauses = server, folder / "file.zip", pauses
-        self.part = folder / "file.zip.part"
+    def __init__(self, server, folder):
+        self.server, self.path, self.part = server, folder / "file.zip", folder / "file.zip.part"
+        self.pauses = []
 
-    def fetch(self):
-        fetch(f"{self.server.url}/zips/file.zip", self.path, len(CONTENT), MD5)
-
-    def succeeds(self):
-        self.fetch()
+    def fetch(self, faults=(), always=None):
+        """Fetches the file; the Range of each request."""
+        self.server.faults, self.server.always = list(faults), always
+        download.fetch(f"{self.server.url}/zips/file.zip", self.path, len(CONTENT), MD5)
         assert self.path.read_bytes() == CONTENT and not self.part.exists()
         return [span for _, span in self.server.requests]
 
-    def fails(self, message):
-        with pytest.raises(DownloadError, match=message) as caught:
-            self.fetch()
+    def fails(self, fault, message):
+        """The number of requests of a failing fetch."""
+        with pytest.raises(download.DownloadError, match=message) as caught:
+            self.fetch(always=fault)
         assert re.match(r"http://127\.0\.0\.1:\d+/zips/file\.zip [a-z]", str(caught.value))
         assert not self.path.exists()
-        return [span for _, span in self.server.requests]
+        return len(self.server.requests)
 
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "PAUSES", (1, 2, 4))
-    pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    monkeypatch.setattr(download, "PATIENCE", 2)
     with serve({"/zips/file.zip": CONTENT}) as server:
-        yield Scene(server, tmp_path, pauses)
+        scene = Scene(server, tmp_path)
+        monkeypatch.setattr(download.time, "sleep", scene.pauses.append)
+        yield scene
 
 
 def test_a_good_server_is_asked_once(scene):
-    assert scene.succeeds() == [None]
+    assert scene.fetch() == [None]
     # What is whole is not asked for again.
-    assert scene.succeeds() == [None] and not scene.pauses
+    assert scene.fetch() == [None] and not scene.pauses
 
 
 def test_cut_several_times_and_resumed_by_range(scene):
-    scene.server.faults = ["cut"] * 5
-    spans = scene.succeeds()
+    spans = scene.fetch(["cut"] * 5)
     sizes = [len(CONTENT) - len(CONTENT) // 2**k for k in range(1, 6)]
     assert spans[0] is None and len(spans) == 6
     for span, size in zip(spans[1:], sizes, strict=True):
@@ -66,85 +65,65 @@ def test_cut_several_times_and_resumed_by_range(scene):
 
 
 def test_progress_starts_the_pauses_anew(scene):
-    scene.server.faults = ["cut", 503, "cut", 503, "cut", 503]
-    scene.succeeds()
+    scene.fetch(["cut", 503, "cut", 503, "cut", 503])
     assert scene.pauses == [1, 2] * 3
 
 
 def test_a_server_that_ignores_range(scene):
-    scene.server.faults = ["cut", "no range"]
-    assert scene.succeeds() == [None, f"bytes={HALF}-"]
-
-
-def test_a_server_that_ignores_range_and_cuts_at_the_same_place_every_time(scene):
-    scene.server.always = "no range, cut"
-    spans = scene.fails(rf"could not be fetched \(the connection was cut\); {HALF:,} bytes of it")
-    # The first brought something, those after each pause nothing more.
-    assert len(spans) == 4 and scene.pauses == [1, 2, 4]
-    scene.server.always = None
-    scene.succeeds()
+    assert scene.fetch(["cut", "no range"]) == [None, f"bytes={HALF}-"]
 
 
 @pytest.mark.parametrize("fault", ["hang up", "stall", 500, 503, 429])
-def test_what_passes_is_tried_again(scene, fault, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE", 0.2)
-    scene.server.faults = [fault]
-    scene.succeeds()
+def test_what_passes_is_tried_again(scene, fault):
+    scene.fetch([fault])
     assert scene.pauses == [1]
 
 
-@pytest.mark.parametrize("fault, reason", [(503, "503"), ("hang up", "closed")])
-def test_what_does_not_pass_ends_in_a_sentence(scene, fault, reason):
-    scene.server.always = fault
-    assert len(scene.fails(rf"could not be fetched \(.*{reason}.*0 bytes of it are kept")) == 4
-    assert scene.pauses == [1, 2, 4]
-
-
-def test_no_server_at_all(scene):
-    scene.server.server_close()
-    scene.fails(r"could not be fetched \(.*refused")
+# Cut at the same place every time: the first brings something, those after each pause nothing more.
+@pytest.mark.parametrize(
+    "fault, reason, kept",
+    [(503, "503", 0), ("hang up", "closed", 0), ("no range, cut", "connection was cut", HALF)],
+)
+def test_what_does_not_pass_ends_in_a_sentence(scene, fault, reason, kept):
+    message = rf"could not be fetched \(.*{reason}.*\); {kept:,} bytes of it are kept"
+    assert scene.fails(fault, message) == 4 and scene.pauses == [1, 2, 4]
+    scene.fetch()
 
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_what_will_not_pass_is_not_tried_again(scene, status):
-    scene.server.always = status
-    assert scene.fails(rf"could not be fetched \(.*{status}") == [None] and not scene.pauses
+    assert scene.fails(status, rf"could not be fetched \(.*{status}") == 1 and not scene.pauses
 
 
 @pytest.mark.parametrize("fault", ["page", "another length"])
 def test_another_file(scene, fault):
     scene.part.write_bytes(CONTENT[:HALF])
-    scene.server.always = fault
-    assert len(scene.fails(rf"is another file: it has \d+ bytes and not {len(CONTENT)}")) == 1
+    message = rf"is another file: it has \d+ bytes and not {len(CONTENT)}"
+    assert scene.fails(fault, message) == 1
     # What had come is kept.
     assert scene.part.read_bytes() == CONTENT[:HALF]
-    scene.server.always = None
-    scene.succeeds()
+    scene.fetch()
 
 
 @pytest.mark.parametrize("fault", ["wrong bytes", "page as long as the file"])
 def test_wrong_bytes(scene, fault):
-    scene.server.always = fault
-    assert scene.fails("came with the wrong MD5; nothing of it is kept") == [None]
+    assert scene.fails(fault, "came with the wrong MD5; nothing of it is kept") == 1
     assert not scene.part.exists()
-    scene.server.always = None
-    scene.succeeds()
+    scene.fetch()
 
 
 @pytest.mark.parametrize("begun", [b"PK" + bytes(HALF), CONTENT + b"more"])
 def test_the_beginning_of_another_file(scene, begun):
     scene.part.write_bytes(begun)
-    scene.fails("wrong MD5")
-    scene.succeeds()
+    scene.fails(None, "wrong MD5")
+    scene.fetch()
 
 
-def test_a_beginning_that_is_the_whole(scene):
-    scene.part.write_bytes(CONTENT)
-    assert scene.succeeds() == []
-
-
-@pytest.mark.parametrize("size, spans", [(HALF, [f"bytes={HALF}-"]), (0, [None])])
-def test_a_file_under_its_own_name_that_is_not_whole(scene, size, spans):
-    """As another program leaves it that writes under the last name from the start."""
-    scene.path.write_bytes(CONTENT[:size])
-    assert scene.succeeds() == spans
+# Under its own name, too, as another program leaves it that writes there from the start.
+@pytest.mark.parametrize("name", ["file.zip", "file.zip.part"])
+@pytest.mark.parametrize(
+    "size, spans", [(len(CONTENT), []), (HALF, [f"bytes={HALF}-"]), (0, [None])]
+)
+def test_a_beginning_is_gone_on_from(scene, name, size, spans):
+    scene.path.with_name(name).write_bytes(CONTENT[:size])
+    assert scene.fetch() == spans
