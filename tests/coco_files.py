@@ -12,14 +12,7 @@ SAMPLE = ROOT.parent / "shared" / "coco-sample"
 LICENSES = [{"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution"}]
 INFO = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org", "version": "1.0"}
 IDS = [139, 285, 632, 724, 776, 785, 802, 872, 885, 1000, 1268, 581781]
-WORDS = [
-    "a dog",
-    "zwei Bären",
-    "ein Café",
-    "犬が走る",
-    "🐕 runs",
-    "A giraffe eating from the tree.",
-]
+WORDS = "a dog|zwei Bären|ein Café|犬が走る|🐕 runs|A giraffe eating from the tree.".split("|")
 
 
 def image_entry(image_id, width=48, height=32, folder="val2017"):
@@ -47,15 +40,15 @@ def write_annotations(root, name, images, annotations, **more):
 
 def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
     """A captions file: images in the order given, captions of different images interleaved."""
-    depth = max(map(len, captions.values()), default=0)
-    annotations = [
-        {"image_id": image_id, "id": 37 + 2 * (row + 100 * k), "caption": texts[k]}
-        for k in range(depth)
+    rows = [
+        {"image_id": image_id, "id": 37 + 2 * (row + 100 * k), "caption": text}
         for row, (image_id, texts) in enumerate(captions.items())
-        if k < len(texts)
+        for k, text in enumerate(texts)
     ]
     images = [image_entry(image_id, folder=folder) for image_id in captions]
-    write_annotations(root, f"captions_{folder}.json", images, annotations)
+    write_annotations(
+        root, f"captions_{folder}.json", images, sorted(rows, key=lambda row: row["id"])
+    )
 
 
 def write_images(root, ids, folder="val2017"):

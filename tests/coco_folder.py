@@ -6,21 +6,21 @@ from pycocotools import mask as rle
 
 from tests.coco_files import image_entry, write_annotations
 
-CATEGORIES = {  # COCO's 80, by supercategory, in the order of their ids
-    "person": "person",
-    "vehicle": "bicycle, car, motorcycle, airplane, bus, train, truck, boat",
-    "outdoor": "traffic light, fire hydrant, stop sign, parking meter, bench",
-    "animal": "bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe",
-    "accessory": "backpack, umbrella, handbag, tie, suitcase",
-    "sports": "frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, "
-    "skateboard, surfboard, tennis racket",
-    "kitchen": "bottle, wine glass, cup, fork, knife, spoon, bowl",
-    "food": "banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake",
-    "furniture": "chair, couch, potted plant, bed, dining table, toilet",
-    "electronic": "tv, laptop, mouse, remote, keyboard, cell phone",
-    "appliance": "microwave, oven, toaster, sink, refrigerator",
-    "indoor": "book, clock, vase, scissors, teddy bear, hair drier, toothbrush",
-}
+# COCO's 80, by supercategory, in the order of their ids.
+CATEGORIES = """
+person: person
+vehicle: bicycle, car, motorcycle, airplane, bus, train, truck, boat
+outdoor: traffic light, fire hydrant, stop sign, parking meter, bench
+animal: bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe
+accessory: backpack, umbrella, handbag, tie, suitcase
+sports: frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, \
+surfboard, tennis racket
+kitchen: bottle, wine glass, cup, fork, knife, spoon, bowl
+food: banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake
+furniture: chair, couch, potted plant, bed, dining table, toilet
+electronic: tv, laptop, mouse, remote, keyboard, cell phone
+appliance: microwave, oven, toaster, sink, refrigerator
+indoor: book, clock, vase, scissors, teddy bear, hair drier, toothbrush"""
 UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 SIZES = [(640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (333, 500), (612, 612)]
 KINDS = ["plain", "plain", "greyscale", "CMYK", "EXIF", "progressive"]
@@ -35,7 +35,8 @@ The {1} is {0}. """.splitlines()
 
 
 def categories():
-    names = [(kind, name) for kind, names in CATEGORIES.items() for name in names.split(", ")]
+    lines = [line.split(": ") for line in CATEGORIES.strip().splitlines()]
+    names = [(kind, name) for kind, names in lines for name in names.split(", ")]
     ids = sorted(set(range(1, 91)) - UNUSED)
     return [{"supercategory": s, "id": k, "name": n} for k, (s, n) in zip(ids, names, strict=True)]
 
@@ -56,25 +57,18 @@ def write_coco(root, images=64, folder="val2017", seed=0):
         ImageDraw.Draw(image).ellipse([x, y, x + w, y + h], fill=colour)
         _save(image, root / folder / f"{image_id:012d}.jpg", KINDS[i % len(KINDS)])
         listed.append(image_entry(image_id, width, height, folder))
-        captions += [
-            {
-                "image_id": image_id,
-                "id": 37 + 5 * i + k,
-                "caption": text.format(colour, noun, place),
-            }
-            for k, text in enumerate(CAPTIONS)
-        ]
+        for text in CAPTIONS:
+            text = text.format(colour, noun, place)
+            captions.append({"image_id": image_id, "id": 37 + len(captions), "caption": text})
         ring = [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]
         found = [(noun, [ring], [x, y, w, h], w * h / 2, 0)]
         person = [[2, 2, 30, 2, 30, 40, 2, 40]], [2.0, 2.0, 28.0, 38.0], 28.0 * 38
         found += [("person", *person, 0)] * (i % 3)
-        if i % 9 == 0:
-            found.append(("person", *_crowd(width, height), 1))
-        for name, where, box, area, crowd in found:
-            objects.append({
-                "segmentation": where, "area": area, "iscrowd": crowd, "image_id": image_id,
-                "bbox": box, "category_id": number[name], "id": 900_000 + len(objects),
-            })  # fmt: skip
+        found += [("person", *_crowd(width, height), 1)] * (i % 9 == 0)
+        for name, *facts in found:
+            row = dict(zip(("segmentation", "bbox", "area", "iscrowd"), facts))
+            ids = {"image_id": image_id, "category_id": number[name], "id": 900_000 + len(objects)}
+            objects.append(row | ids)
     listed = [listed[i] for i in rng.permutation(images)]
     captions = [captions[k] for k in rng.permutation(len(captions))]
     write_annotations(root, f"captions_{folder}.json", listed, captions)
