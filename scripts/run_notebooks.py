@@ -44,15 +44,10 @@ def execute(path: Path, cwd: Path, env: dict[str, str] | None = None, timeout: i
     Raises NotebookError, which names the notebook and the cell.
     """
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],
-        resources={"metadata": {"path": str(cwd)}},
-        store_widget_state=False,
-        coalesce_streams=True,
-    )
+    kernel = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+    saved = {"store_widget_state": False, "coalesce_streams": True}
+    where = {"metadata": {"path": str(cwd)}}
+    client = NotebookClient(notebook, timeout=timeout, resources=where, **kernel, **saved)
     with client.setup_kernel(env={**os.environ, **ENVIRONMENT, **(env or {})}):
         for number, cell in enumerate(notebook.cells):
             try:

@@ -21,7 +21,6 @@ import transformers
 
 from helpers import evaluation, load_or_build
 from helpers.config import Profile, get_profile, machine
-from helpers.data import Examples
 from helpers.features import embed_images, embed_texts
 from helpers.minicoco import render
 from helpers.minicoco.sprites import COLOURS
@@ -124,10 +123,7 @@ def one_run(profile: Profile, name: str, seed: int, folder: Path) -> dict:
     """Train one setting with one seed, keep the model in `folder`, measure it."""
     print(f"== {name}, seed {seed}", flush=True)
     model, settings = start_of(profile, name, seed, folder)
-    train, dev = (
-        Examples(load_or_build.data(profile, split), load_or_build.embeddings(profile, split))
-        for split in ("train", "dev")
-    )
+    train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
     checkpoints = folder / f"{name}-{seed}.checkpoints"
     settings |= {"seed": seed, "checkpoints": checkpoints, "save_every": 20}
     history = fit(model, train, dev, **settings)
@@ -135,9 +131,8 @@ def one_run(profile: Profile, name: str, seed: int, folder: Path) -> dict:
         raise KeyboardInterrupt
     towers = zip(("image_tower", "text_tower"), SETTINGS[name][1:], strict=True)
     meta = {"profile": profile.name, "setting": name, "seed": seed}
-    save_model(
-        model.cpu(), folder / f"{name}-{seed}", meta, [tower for tower, yes in towers if yes]
-    )
+    tuned = [tower for tower, yes in towers if yes]
+    save_model(model.cpu(), folder / f"{name}-{seed}", meta, tuned)
     began = time.perf_counter()
     row = {"seed": seed, "metrics": evaluate(profile, model.eval()), "history": history}
     # By the speed of the median step, so that a machine that was busy for a while counts nothing.
@@ -197,16 +192,10 @@ def write_results(profile: Profile, runs: dict) -> Path:
     """Write `<results>/study.json`."""
     minutes = round(sum(row["minutes"] for rows in runs.values() for row in rows), 1)
     versions = {package.__name__: package.__version__ for package in (torch, transformers)}
-    content = {
-        "notebook": "study",
-        "profile": profile.name,
-        "machine": machine(),
-        "minutes": minutes,
-        "seconds": round(60 * minutes),
-        "versions": {"python": platform.python_version(), **versions},
-        "metrics": summarise(profile, runs),
-        "runs": runs,
-    }
+    versions["python"] = platform.python_version()
+    content = {"notebook": "study", "profile": profile.name, "machine": machine()}
+    content |= {"minutes": minutes, "seconds": round(60 * minutes), "versions": versions}
+    content |= {"metrics": summarise(profile, runs), "runs": runs}
     path = Path(profile.results, "study.json")
     atomic_write(path, json.dumps(content, indent=1) + "\n")
     return path

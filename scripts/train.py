@@ -16,7 +16,6 @@ from accelerate import PartialState
 
 from helpers import load_or_build
 from helpers.config import get_profile, pick_device
-from helpers.data import Examples
 from helpers.model import CLIP, SIGLIP_START, save_model
 from helpers.storage.files import atomic_write
 from helpers.training import fit
@@ -43,13 +42,10 @@ def arguments(argv):
 
 
 def load_examples(profile):
-    """The train and dev splits as images and frozen features; computed once, by one process."""
+    """The train and dev splits, prepared by one process while others wait."""
     # Without `cpu`, processes on a machine without GPU would not find each other.
     with PartialState(cpu=pick_device().type == "cpu").main_process_first():
-        return [
-            Examples(load_or_build.data(profile, split), load_or_build.embeddings(profile, split))
-            for split in ("train", "dev")
-        ]
+        return [load_or_build.examples(profile, split) for split in ("train", "dev")]
 
 
 def finished(history):

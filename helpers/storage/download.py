@@ -28,14 +28,11 @@ from helpers.config import Profile
 SITE = "http://images.cocodataset.org/"
 # Path below the site's address, bytes, MD5.
 COCO_2017 = {
-    "annotations": (
-        "annotations/annotations_trainval2017.zip",
-        252_907_541,
-        "f4bbac642086de4f52a3fdda2de5fa2c",
-    ),
+    "annotations": ("annotations/annotations_trainval2017.zip", 252_907_541,
+                    "f4bbac642086de4f52a3fdda2de5fa2c"),
     "val2017": ("zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
     "train2017": ("zips/train2017.zip", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
-}
+}  # fmt: skip
 # An archive and its content beside each other: images take as much again, annotations a bit more.
 ROOM = 2.1
 PAUSES = (1, 2, 4, 8, 16, 32)  # seconds before the next try, after each failure in a row
@@ -77,9 +74,8 @@ def download(profile: Profile, delete_zips: bool = False) -> None:
         for folder in folders:
             _require_images(root, folder)
     except OSError as error:
-        raise DownloadError(
-            f"COCO 2017 could not be laid out in {root}: {error}. {HELP}"
-        ) from error
+        problem = f"COCO 2017 could not be laid out in {root}: {error}"
+        raise DownloadError(f"{problem}. {HELP}") from error
 
 
 def _missing(root: Path, parts: dict[str, list[str]]) -> dict[str, list[str]]:

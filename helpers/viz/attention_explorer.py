@@ -120,9 +120,7 @@ class Explorer(controls.Live):
             c[name].disabled = c["source"].disabled or self.value("source") != PATCH
 
     def composed(self):
-        return controls.compose(
-            **{name: control.value for name, control in self.scene.controls.items()}
-        )
+        return controls.compose(**{name: self.value(name) for name in self.scene.controls})
 
     def captions(self) -> list[str]:
         """The captions on offer for the image that is chosen; none for an uploaded one."""

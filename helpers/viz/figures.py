@@ -274,13 +274,12 @@ def tokens_and_patches(image, grid: int, pieces: list[str], title="") -> Figure:
     busiest = int(patches.std(axis=(1, 2)).sum(axis=1).argmax())
     figure = plt.figure(figsize=(11, 5.5))
     axes = figure.subplot_mosaic("abc;ddd;eee", height_ratios=[2.4, 1.5, 0.5])
+    strip = tiles(patches, 3 * grid)
     contents = {
         "the picture": pixels,
         f"cut into {grid} × {grid} patches": tiles(patches, grid),
         f"patch {busiest + 1}: {side} × {side} × 3 = {side * side * 3} numbers": patches[busiest],
-        f"[CLS], then {len(patches)} patches row by row: what the ViT reads": tiles(
-            patches, 3 * grid
-        ),
+        f"[CLS], then {len(patches)} patches row by row: what the ViT reads": strip,
     }
     for part, (name, content) in zip(axes.values(), contents.items()):
         show_image(part, content)

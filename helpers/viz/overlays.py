@@ -72,18 +72,8 @@ def word_bars(axes, words, scores, special: float | None = None, word: int | Non
     axes.set_xlabel(label, fontsize=9, loc="right")
 
 
-def maps(
-    images,
-    grids,
-    titles=None,
-    columns: int = 5,
-    title: str = "",
-    label: str = "score",
-    top: float | None = None,
-    size: float = 2.0,
-    sources: bool = False,
-    outlines=None,
-) -> Figure:
+def maps(images, grids, titles=None, columns=5, title="", label="score", top=None, size=2.0,
+         sources=False, outlines=None) -> Figure:  # fmt: skip
     """Maps [gh, gw] over their images, in rows, with one colour bar for all.
 
     titles [N]: one above each; top: the end of the scale, by default the largest value of all;
@@ -125,17 +115,8 @@ def own_scales(image, grids: dict, title: str = "") -> Figure:
     return figure
 
 
-def map_and_words(
-    image,
-    grid,
-    words,
-    title: str = "",
-    label: str = "score",
-    strength: float = 0.85,
-    top: float | None = None,
-    marked=None,
-    word: int | None = None,
-) -> Figure:
+def map_and_words(image, grid, words, title="", label="score", strength=0.85, top=None,
+                  marked=None, word=None) -> Figure:  # fmt: skip
     """An image, its map with a colour bar, and its caption's words (`attention.Words`) as bars.
 
     strength, top, marked: as in `overlay`; word: the number of one to mark.
@@ -143,12 +124,8 @@ def map_and_words(
     width, height = 10.6, 4.4
     # Laid out by hand, in inches: drawn three times as fast as a layout that has to be found.
     figure = plt.figure(figsize=(width, height), layout="none")
-    places = [
-        (0.1, 0.5, 3.3, 3.3),
-        (3.6, 0.5, 3.3, 3.3),
-        (7, 0.8, 0.13, 2.7),
-        (8.95, 0.5, 1.6, 3.3),
-    ]
+    maps_at = [(0.1, 0.5, 3.3, 3.3), (3.6, 0.5, 3.3, 3.3)]  # left, bottom, width, height
+    places = [*maps_at, (7, 0.8, 0.13, 2.7), (8.95, 0.5, 1.6, 3.3)]
     left, middle, bar, right = (
         figure.add_axes([x / width, y / height, w / width, h / height]) for x, y, w, h in places
     )
