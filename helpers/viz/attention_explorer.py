@@ -68,9 +68,7 @@ class Explorer(controls.Live):
             "file": controls.upload("Upload a picture"),
             **self.scene.controls,
             "choice": controls.dropdown("Captions:", [""], width=controls.WIDE),
-            "caption": controls.textbox(
-                "Caption:", "", "choose one above, or type one and press Enter"
-            ),
+            "caption": controls.textbox("Caption:", "", "choose one above or type one, then Enter"),
             "method": controls.dropdown("Method:", METHODS, "relevance"),
             "tower": controls.dropdown("Tower:", self.towers),
             "head": controls.dropdown("Head:", [ALL_HEADS]),
