@@ -150,10 +150,9 @@ def forward_both(model, images, texts):
         text_attentions, text_states = forward_tower(model.text_tower, texts)
         image_source = pooling(images, image_states.shape[1]).to(image_states)  # [B, N]
         text_source = pooling(texts, text_states.shape[1]).to(text_states)  # [B, T]
-        image_embeds = torch.einsum("bn,bnd->bd", image_source, image_states)
-        text_embeds = torch.einsum("bn,bnd->bd", text_source, text_states)
-        similarity = model.project_image(image_embeds) * model.project_text(text_embeds)
-        similarity = similarity.sum(dim=-1)  # [B]
+        image = torch.einsum("bn,bnd->bd", image_source, image_states)  # [B, D]
+        text = torch.einsum("bn,bnd->bd", text_source, text_states)  # [B, D]
+        similarity = (model.project_image(image) * model.project_text(text)).sum(dim=-1)  # [B]
     return (image_attentions, image_source), (text_attentions, text_source), similarity
 
 

@@ -1,6 +1,7 @@
 """The explorer without a browser: each control changes the image's bytes, or is said not to."""
 
 import io
+from functools import partial
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -117,15 +118,17 @@ def test_words_are_on_offer_as_sources_of_the_text_tower(widget):
 
 
 def test_the_source_is_marked(widget, monkeypatch):
-    drawn = []
-    draw = attention_explorer.overlays.map_and_words
-    watched = lambda *args, **look: drawn.append(look) or draw(*args, **look)  # noqa: E731
+    marks, draw = [], attention_explorer.overlays.map_and_words
+
+    def watched(*args, marked=None, word=None, **look):
+        marks.append((marked, word))
+        return draw(*args, marked=marked, word=word, **look)
+
     monkeypatch.setattr(attention_explorer.overlays, "map_and_words", watched)
-    put(widget, method="rollout", source=PATCH, row=1, column=3, tower="text", top=0.2)
-    put(widget, source="word 6: dogs")
-    marks = [look.get("marked") or look.get("word") for look in drawn]
-    assert (0, 2) in marks and marks[-1] == 5
-    assert drawn[-1]["top"] == 0.2 and shown(widget)
+    put(widget, method="rollout", source=PATCH, row=1, column=3)
+    assert marks[-1] == ((0, 2), None)
+    put(widget, tower="text", source="word 6: dogs")
+    assert marks[-1] == (None, 5) and shown(widget)
 
 
 def test_captions_follow_the_image(widget):
@@ -216,27 +219,23 @@ def test_every_control_can_be_named_and_reached(widget):
 
 
 def test_a_change_draws_once_and_computes_only_what_is_new(widget, monkeypatch):
-    calls = {"compare": 0, "read_maps": 0, "map_and_words": 0}
+    calls = dict.fromkeys(("compare", "read_maps", "map_and_words"), 0)
 
-    def count(where, name):
-        real = getattr(where, name)
+    def counted(name, function, *args, **options):
+        calls[name] += 1
+        return function(*args, **options)
 
-        def counted(*args, **options):
-            calls[name] += 1
-            return real(*args, **options)
-
-        monkeypatch.setattr(where, name, counted)
-
-    count(attention_explorer, "compare")
-    count(attention_explorer, "read_maps")
-    count(attention_explorer.overlays, "map_and_words")
-    put(widget, number=2)
-    assert list(calls.values()) == [1, 1, 1]
-    put(widget, method="flow")
-    put(widget, layers=(1, 2))
-    assert list(calls.values()) == [1, 3, 3], "both towers have read this pair already"
-    put(widget, strength=0.5, top=0.1)
-    assert list(calls.values()) == [1, 3, 5], "and the map is there"
-    put(widget, origin=SCENE)
-    put(widget, first="dog")
-    assert list(calls.values()) == [3, 5, 7]
+    for name in calls:
+        where = attention_explorer if name != "map_and_words" else attention_explorer.overlays
+        monkeypatch.setattr(where, name, partial(counted, name, getattr(where, name)))
+    steps = [
+        ("number", 2, [1, 1, 1]),
+        ("method", "flow", [1, 2, 2]),  # both towers have read this pair already
+        ("layers", (1, 2), [1, 3, 3]),
+        ("strength", 0.5, [1, 3, 4]),  # and the map is there
+        ("origin", SCENE, [2, 4, 5]),
+        ("first", "dog", [3, 5, 6]),
+    ]
+    for name, value, counts in steps:
+        put(widget, **{name: value})
+        assert list(calls.values()) == counts, name

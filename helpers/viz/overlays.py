@@ -72,8 +72,18 @@ def word_bars(axes, words, scores, special: float | None = None, word: int | Non
     axes.set_xlabel(label, fontsize=9, loc="right")
 
 
-def maps(images, grids, titles=None, columns=5, title="", label="score", top=None, size=2.0,
-         sources=False, outlines=None) -> Figure:  # fmt: skip
+def maps(
+    images,
+    grids,
+    titles=None,
+    columns=5,
+    title="",
+    label="score",
+    top=None,
+    size=2.0,
+    sources=False,
+    outlines=None,
+) -> Figure:
     """Maps [gh, gw] over their images, in rows, with one colour bar for all.
 
     titles [N]: one above each; top: the end of the scale, by default the largest value of all;
@@ -91,14 +101,14 @@ def maps(images, grids, titles=None, columns=5, title="", label="score", top=Non
     top = max(*(float(np.max(np.asarray(grid))) for grid in grids), 1e-12) if top is None else top
     for axes, image in zip(panels[0][: columns * extra], images):
         show_image(axes, image)
-    for i, axes in enumerate(panels[extra:].flat):
-        if i >= count:
-            axes.axis("off")
-            continue
-        drawn = overlay(axes, images[i], grids[i], top=top)
-        axes.set_title(titles[i], fontsize=9, fontweight="normal")
-        if outlines is not None and outlines[i] is not None:
-            axes.contour(outlines[i], [0.5], colors="black", linewidths=1)
+    places, outlines = panels[extra:].flat, outlines or [None] * count
+    for axes in places[count:]:
+        axes.axis("off")
+    for axes, image, grid, text, outline in zip(places[:count], images, grids, titles, outlines):
+        drawn = overlay(axes, image, grid, top=top)
+        axes.set_title(text, fontsize=9, fontweight="normal")
+        if outline is not None:
+            axes.contour(outline, [0.5], colors="black", linewidths=1)
     figure.colorbar(drawn, ax=panels, label=label, aspect=30, pad=0.02)
     figure.suptitle(title)
     return figure
@@ -115,8 +125,9 @@ def own_scales(image, grids: dict, title: str = "") -> Figure:
     return figure
 
 
-def map_and_words(image, grid, words, title="", label="score", strength=0.85, top=None,
-                  marked=None, word=None) -> Figure:  # fmt: skip
+def map_and_words(
+    image, grid, words, title="", label="score", strength=0.85, top=None, marked=None, word=None
+) -> Figure:
     """An image, its map with a colour bar, and its caption's words (`attention.Words`) as bars.
 
     strength, top, marked: as in `overlay`; word: the number of one to mark.
@@ -135,8 +146,8 @@ def map_and_words(image, grid, words, title="", label="score", strength=0.85, to
     bar.set_ylabel(label, fontsize=9)
     bar.tick_params(labelsize=8.5)
     word_bars(right, *words, word=word)
-    left.set_title("the picture", fontsize=11)
-    middle.set_title("over its patches", fontsize=11)
-    right.set_title("over the words", fontsize=11)
+    names = {left: "the picture", middle: "over its patches", right: "over the words"}
+    for axes, name in names.items():
+        axes.set_title(name, fontsize=11)
     figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=12)
     return figure
