@@ -34,6 +34,10 @@ def profile(folder, train=4, val=2, seed=0):
     return SimpleNamespace(data=folder / "minicoco", train_images=train, val_images=val, seed=seed)
 
 
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def read(folder, name):
     return json.loads((folder / "annotations" / name).read_text())
 
@@ -60,9 +64,7 @@ def test_every_drawing_has_ink_and_takes_every_colour(category):
     for char in CATEGORIES[category]["drawings"]:
         plain = np.asarray(sprites.glyph(char, category))
         assert (plain[..., 3] > 200).mean() > 0.04, char
-        painted = [
-            np.asarray(sprites.sprite(char, category, colour)) for colour in colours(category)
-        ]
+        painted = [np.asarray(sprites.sprite(char, category, c)) for c in colours(category)]
         assert all(p.shape == plain.shape for p in painted)
         for a, b in itertools.combinations(painted, 2):
             assert (a != b).any(-1).sum() > 150, (char, category)
@@ -247,9 +249,9 @@ def test_same_seed_same_bytes_and_nothing_is_drawn_twice(rendered, tmp_path):
     again = render.render(profile(tmp_path, 40, 20))
     for path in rendered.rglob("*.*"):
         assert path.read_bytes() == (again / path.relative_to(rendered)).read_bytes(), path.name
-    before = {path: path.stat().st_mtime_ns for path in again.rglob("*")}
+    before = times(again)
     render.render(profile(tmp_path, 40, 20))
-    assert {path: path.stat().st_mtime_ns for path in again.rglob("*")} == before
+    assert times(again) == before
     render.render(profile(tmp_path, 40, 20, seed=1))  # another fingerprint: drawn anew
     name = "annotations/captions_val2017.json"
     assert (again / name).read_bytes() != (rendered / name).read_bytes()
@@ -293,9 +295,8 @@ with render.worker_pool() as pool:
 def test_a_script_without_a_main_guard_renders_once_and_its_workers_load_no_torch(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py")]
-    run = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": "."}, capture_output=True, timeout=120
-    )
+    options = {"cwd": ROOT, "env": {"PYTHONPATH": "."}, "capture_output": True, "timeout": 120}
+    run = subprocess.run(command, **options)
     assert run.returncode == 0, run.stderr.decode()
     assert (tmp_path / "minicoco/fingerprint.json").exists()
     assert run.stdout.count(b"once") == 1 and run.stdout.endswith(b"False\n")
