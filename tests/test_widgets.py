@@ -1,6 +1,7 @@
 """The widgets without a kernel: a value is set, the PNG's bytes change."""
 
 import io
+from functools import partial
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -18,14 +19,13 @@ from tests.uploads import send
 
 CAPTIONS = ["a red bus", "a blue dog", "two cats on the beach", "a small cat near the street"]
 NAMES = ["car", "dog", "stop sign", "apple", "giraffe", "hair drier"]
+SIMILARITY = torch.arange(12.0).view(4, 3) / 12 - 0.3
 MARKUP = r"<script>alert(1)</script> $\frac{$ & $x_1$"
 
 
 @pytest.fixture(scope="module")
 def model():
-    towers = image_tower(size=32, num_hidden_layers=2), text_tower()
-    torch.manual_seed(0)
-    return CLIP(16, 16, 8, *towers).eval()
+    return CLIP(16, 16, 8, image_tower(size=32, num_hidden_layers=2), text_tower()).eval()
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +39,30 @@ def answers(model):
     return CAPTIONS, model.encode_texts(CAPTIONS), NAMES, model.encode_texts(NAMES)
 
 
-@pytest.fixture
-def box(model, images):
-    return widgets.retrieval_box(model, images, model.encode_images(images))
-
-
-@pytest.fixture
-def composer(model, answers):
-    start = {"first": "car", "colour": "red", "second": "dog"}
-    return widgets.scene_composer(model, *answers, start)
+@pytest.fixture(scope="module")
+def embeds(model, images):
+    return model.encode_images(images)
 
 
 @pytest.fixture
 def photo(tmp_path):
-    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    """A photograph larger than what is shown of it."""
+    image = Image.linear_gradient("L").convert("RGB").resize((3000, 1500))
+    image.save(tmp_path / "photo.jpg")
     return tmp_path / "photo.jpg"
 
 
 @pytest.fixture
-def own(model, answers, photo):
-    return widgets.own_picture(model, *answers, True, start=photo)
+def make(model, images, embeds, answers, photo):
+    """Makes each widget, by name."""
+    start = {"first": "car", "colour": "red", "second": "dog"}
+    return {
+        "sentence": partial(widgets.retrieval_box, model, images, embeds, "two cats"),
+        "scene": partial(widgets.scene_composer, model, *answers, start),
+        "matrix": partial(widgets.matrix_explorer, images[:3], CAPTIONS, SIMILARITY),
+        "softmax": partial(widgets.temperature_slider, images, embeds, *answers[:2], 10.0),
+        "own": partial(widgets.own_picture, model, *answers, True, photo),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -76,80 +80,78 @@ def shown(widget) -> bytes:
     return widget.image.value
 
 
-def live(figure):
-    text = ipywidgets.Text(value="fine", description="Sentence:")
-    return controls.Live(figure, {"sentence": text}, [["sentence"]], height=100)
+def closed(figure):
+    """The figure, which can still be read."""
+    plt.close(figure)
+    return figure
 
 
 # Live
 
 
-def test_an_error_is_shown_escaped_and_leaves_no_figure():
+def test_an_error_is_shown_escaped_and_leaves_no_figure_but_the_readers_own():
     def figure(sentence):
         drawn = plt.figure()
         if sentence != "fine":
             raise ValueError(sentence) if sentence else RuntimeError
         return drawn
 
-    box = live(figure)
+    own = plt.figure()
+    sentence = ipywidgets.Text(value="fine", description="Sentence:")
+    box = controls.Live(figure, {"sentence": sentence}, [["sentence"]], height=100)
     before = shown(box)
-    box.controls["sentence"].value = MARKUP
+    sentence.value = MARKUP
     assert "&lt;script&gt;" in box.message.value and "<script>" not in box.message.value
     assert 'role="alert"' in box.message.value and box.image.value == before
-    box.controls["sentence"].value = ""
+    sentence.value = ""
     assert "RuntimeError" in box.message.value
-    assert plt.get_fignums() == []
-
-
-def test_a_figure_of_the_readers_own_stays_open(box):
-    own = plt.figure()
-    box.controls["sentence"].value = "a dog"
     assert plt.get_fignums() == [own.number]
     plt.close(own)
 
 
-@pytest.mark.parametrize("name", ["box", "composer", "own"])
-def test_controls_can_be_named_reached_and_read(name, request):
-    widget = request.getfixturevalue(name)
-    for control in widget.controls.values():
+def other(control):
+    """Another value of a control."""
+    if hasattr(control, "options"):
+        return next(option for option in control.options[::-1] if option != control.value)
+    return getattr(control, "max", MARKUP)
+
+
+@pytest.mark.parametrize("name", ["sentence", "scene", "matrix", "softmax", "own"])
+def test_every_control_can_be_named_and_reached_and_changes_the_image_and_back(make, name):
+    widget = make[name]()
+    inside = [child for row in widget.children for child in getattr(row, "children", ())]
+    assert inside == list(widget.controls.values())
+    assert {widget.image, widget.message} <= set(widget.children)
+    assert widget.image.layout.height.endswith("px")
+    for key, control in widget.controls.items():
         assert control.description.strip()
         assert getattr(control, "continuous_update", False) is False
         assert getattr(control, "tabbable", None) is not False
-    inside = [child for row in widget.children for child in getattr(row, "children", ())]
-    assert inside == list(widget.controls.values())
-    assert widget.image in widget.children and widget.message in widget.children
-    assert widget.image.layout.height.endswith("px")
-    widget.lines[0].layout.display = "none"
-    assert all(line.layout.display is None for line in widget.lines[1:])
+        if key != "file":
+            before, value = shown(widget), control.value
+            control.value = other(control)
+            assert shown(widget) != before
+            control.value = value
+            # Another object may have had another colour.
+            assert shown(widget) == before or key in ("first", "second")
 
 
 # A sentence
 
 
-def test_retrieved_shows_the_nearest_images_best_first(model, images):
-    embeds = model.encode_images(images)
-    figure = widgets.retrieved(model, images, embeds, "a cat")
+def test_retrieved_shows_the_nearest_images_best_first(model, images, embeds):
+    figure = closed(widgets.retrieved(model, images, embeds, "a cat"))
     cosines = (embeds @ model.encode_texts(["a cat"])[0]).sort(descending=True)
     for axes, cosine, i in zip(figure.axes, *cosines):
         assert axes.get_xlabel().endswith(f"cosine {cosine:.2f}")
         assert tuple(axes.images[0].get_array()[0, 0]) == images[i].getpixel((0, 0))
     assert len(figure.axes) == 5 and "a cat" in figure.get_suptitle()
-    plt.close(figure)
-    figure = widgets.retrieved(model, images[:2], embeds[:2], "a cat")
-    assert len(figure.axes) == 2
-    plt.close(figure)
 
 
-def test_a_sentence_changes_the_image_and_back(model, images):
-    box = widgets.retrieval_box(model, images, model.encode_images(images), start="two cats")
-    sentence, first = box.controls["sentence"], shown(box)
-    assert sentence.value == "two cats"
-    sentence.value = MARKUP
-    assert shown(box) != first
-    sentence.value = "two cats"
-    assert shown(box) == first
-    sentence.value = "   "
-    assert "Type a sentence" in box.message.value and box.image.value == first
+def test_a_sentence_without_words_changes_nothing(make):
+    box = make["sentence"]()
+    before, box.controls["sentence"].value = shown(box), "   "
+    assert "Type a sentence" in box.message.value and box.image.value == before
 
 
 # A scene
@@ -171,17 +173,13 @@ def test_compose_makes_the_scene_asked_for():
     assert scene(first="stop sign", colour=AS_DRAWN).objects[0].colour is None
     for words, relation in RELATIONS.items():
         assert relation_of(*scene(relation=words).objects) == relation
-
-
-def test_every_category_can_be_composed():
     for name in sprites.CATEGORIES:
         for paint in sprites.colours(name):
             assert draw(scene(first=name, colour=paint or AS_DRAWN))[0].mode == "RGB"
 
 
 def test_described_shows_scene_captions_and_probabilities(model, answers):
-    figure = widgets.described(model, scene(), *answers)
-    left, middle, right = figure.axes
+    left, middle, right = closed(widgets.described(model, scene(), *answers)).axes
     image = draw(scene())[0]
     assert (left.images[0].get_array() == image).all()
     embed = model.encode_images([image])[0]
@@ -191,40 +189,22 @@ def test_described_shows_scene_captions_and_probabilities(model, answers):
     probabilities = (model.logit_scale.detach().exp() * answers[3] @ embed).softmax(0)
     widths = [patch.get_width() for patch in right.patches]
     assert widths == pytest.approx(probabilities.sort(descending=True).values[:5].tolist())
-    plt.close(figure)
 
 
-def test_captions_and_names_with_markup_are_shown(model):
-    texts, names = [MARKUP, "A dog."], ["car", "dog", MARKUP]
+def test_the_composer_offers_what_can_be_drawn_and_starts_as_asked_with_markup_too(model):
+    texts, names = [MARKUP, "A dog."], [*NAMES, MARKUP]
     embeds = model.encode_texts(texts), model.encode_texts(names)
-    assert shown(widgets.scene_composer(model, texts, embeds[0], names, embeds[1], {}))
-
-
-def test_the_composer_offers_what_can_be_drawn_and_starts_as_asked(model, answers):
     start = {"first": "stop sign", "second": NOTHING, "place": "street", "time": "night"}
-    composer = widgets.scene_composer(model, *answers, start)
+    composer = widgets.scene_composer(model, texts, embeds[0], names, embeds[1], start)
     assert {name: composer.controls[name].value for name in start} == start
     assert composer.controls["first"].options == tuple(NAMES[:5])
     assert composer.controls["second"].options == (NOTHING, *NAMES[:5])
-    assert shown(composer)
+    assert composer.controls["second_colour"].options == (AS_DRAWN,)
+    assert composer.controls["relation"].disabled and shown(composer)
 
 
-SCENE = ["place", "time", "first", "colour", "count", "relation", "second", "second_colour"]
-
-
-@pytest.mark.parametrize("name", SCENE)
-def test_every_control_changes_the_scene_and_back(composer, name):
-    before, control = shown(composer), composer.controls[name]
-    value = control.value
-    control.value = next(option for option in control.options[::-1] if option != value)
-    assert shown(composer) != before
-    control.value = value
-    if name not in ("first", "second"):
-        # Another object may have had another colour.
-        assert shown(composer) == before
-
-
-def test_colours_follow_the_object_which_is_drawn_once(composer):
+def test_colours_follow_the_object_which_is_drawn_once(make):
+    composer = make["scene"]()
     first, colour = composer.controls["first"], composer.controls["colour"]
     calls, figure = [], composer.figure
     composer.figure = lambda **values: calls.append(values) or figure(**values)
@@ -238,45 +218,27 @@ def test_colours_follow_the_object_which_is_drawn_once(composer):
     assert len(calls) == 4
     colour.value, first.value = "red", "car"
     assert colour.value == "red", "kept where the new object has it"
-    composer.controls["second"].value = NOTHING
-    assert list(composer.controls["second_colour"].options) == [AS_DRAWN]
-    assert composer.controls["relation"].disabled and shown(composer)
 
 
 # A matrix, a softmax, an image of one's own
 
 
 def test_the_matrix_shows_what_meets_in_a_cell(images):
-    similarity = torch.arange(12.0).view(4, 3) / 12 - 0.3
-    matrix = widgets.matrix_explorer(images[:3], CAPTIONS, similarity)
-    before = shown(matrix)
-    for name, value in (("row", 4), ("column", 2)):
-        matrix.controls[name].value = value
-        assert shown(matrix) != before
-        before = shown(matrix)
-    figure = widgets.matrix_cell(images[:3], CAPTIONS, similarity, 3, 1)
-    table, image = figure.axes[:2]
+    table, image, *_ = closed(widgets.matrix_cell(images[:3], CAPTIONS, SIMILARITY, 3, 1)).axes
     lines = ["cosine 0.53", "number 2 of the caption's 3", "number 1 of the picture's 4"]
     assert all(line in image.get_xlabel() for line in lines)
     assert CAPTIONS[3] in image.get_title()
     assert table.patches[-1].get_xy() == (1.5, 3.5), "rows and columns are counted from 1"
     assert tuple(image.images[0].get_array()[0, 0]) == images[1].getpixel((0, 0))
-    plt.close(figure)
 
 
-def test_the_factor_sharpens_the_softmax(model, images, answers):
-    image_embeds, text_embeds = model.encode_images(images), answers[1]
-    inputs = images, image_embeds, CAPTIONS, text_embeds
-    slider = widgets.temperature_slider(*inputs, factor=10.0)
-    before = shown(slider)
-    slider.controls["factor"].value = 80
-    assert shown(slider) != before
+def test_the_factor_sharpens_the_softmax(images, embeds, answers):
+    texts = answers[:2]
     highest = []
     for factor in (1.0, 10.0, 100.0):
-        figure = widgets.softened(images[2], image_embeds[2], CAPTIONS, text_embeds, factor, k=3)
+        figure = closed(widgets.softened(images[2], embeds[2], *texts, factor, k=3))
         cosines, shares = ([bar.get_width() for bar in axes.patches] for axes in figure.axes[1:])
-        plt.close(figure)
-        expected = (factor * text_embeds @ image_embeds[2]).softmax(dim=0).sort(descending=True)
+        expected = (factor * texts[1] @ embeds[2]).softmax(dim=0).sort(descending=True)
         assert shares == pytest.approx(expected.values[:3].tolist(), abs=1e-5)
         assert cosines == sorted(cosines, reverse=True)
         highest.append(shares[0])
@@ -284,46 +246,30 @@ def test_the_factor_sharpens_the_softmax(model, images, answers):
 
 
 def test_an_image_of_ones_own_is_classified_captioned_and_explained(model, answers, photo):
-    figure = widgets.explained(model, photo, *answers, drawn=True)
+    assert controls.opened(photo).size == (800, 400)
+    figure = closed(widgets.explained(model, photo, *answers, drawn=True))
     embed = model.encode_images([controls.opened(photo)])[0]
     cosines, rows = (answers[1] @ embed).sort(descending=True)
     nearest = CAPTIONS[rows[0]]
-    axes = {name: part for name, part in zip("imwcp", figure.axes)}
+    _, _, words, captions, classes = figure.axes[:5]
     lines = figure.get_suptitle().split("\n")
     assert lines == [widgets.DRAWN, f"“{nearest}”: cosine {cosines[0]:.2f}"]
-    texts = [text.get_text().split("   ")[1] for text in axes["c"].texts]
+    texts = [text.get_text().split("   ")[1] for text in captions.texts]
     assert texts == [CAPTIONS[i] for i in rows]
-    assert len(axes["p"].patches) == 5
-    words = [text.get_text() for text in axes["w"].texts]
-    assert words == nearest.replace("cats", "[UNK]").split()
-    plt.close(figure)
-    figure = widgets.explained(model, photo, *answers, drawn=False, caption="a big dog")
+    assert len(classes.patches) == 5
+    expected = nearest.replace("cats", "[UNK]").split()
+    assert [text.get_text() for text in words.texts] == expected
+    figure = closed(widgets.explained(model, photo, *answers, drawn=False, caption="a big dog"))
     assert figure.get_suptitle().startswith("“a big dog”")
-    plt.close(figure)
 
 
-@pytest.mark.parametrize("content", [b"", b"plain text", b"GIF89a"])
-def test_a_file_that_is_no_image_is_answered_in_a_sentence(model, answers, tmp_path, content):
-    (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(OSError, match="bad.png"):
-        widgets.explained(model, tmp_path / "bad.png", *answers, True)
-    with pytest.raises(FileNotFoundError, match="none.png"):
-        widgets.explained(model, tmp_path / "none.png", *answers, True)
-
-
-def test_ones_own_image_and_caption_change_what_is_shown(model, answers, own):
-    empty = widgets.own_picture(model, *answers, True)
-    assert "Upload a picture" in empty.message.value
-    first = shown(own)
-    own.controls["caption"].value = "a small cat"
-    second = shown(own)
-    content = io.BytesIO()
-    Image.new("RGB", (60, 40), "green").save(content, "PNG")
-    send(own.controls["file"], "g.png", content.getvalue())
-    third = shown(own)
-    assert len({first, second, third}) == 3
+def test_a_file_is_uploaded_and_one_that_is_no_image_is_named(model, answers, photo):
+    own = widgets.own_picture(model, *answers, True)
+    assert "Upload a picture" in own.message.value
+    send(own.controls["file"], "g.jpg", photo.read_bytes())
+    before = shown(own)
     send(own.controls["file"], "<b>.png", b"oops")
-    assert "&lt;b&gt;.png" in own.message.value and own.image.value == third
+    assert "&lt;b&gt;.png" in own.message.value and own.image.value == before
 
 
 def test_uploads_of_both_versions_of_ipywidgets_are_read():
@@ -333,8 +279,3 @@ def test_uploads_of_both_versions_of_ipywidgets_are_read():
     for value in (seven, eight):
         file = controls.uploaded(value)
         assert (file.name, file.read()) == ("b.jpg", b"new")
-
-
-def test_a_large_image_is_shown_smaller(tmp_path):
-    Image.new("RGB", (3000, 1500), "blue").save(tmp_path / "large.jpg")
-    assert controls.opened(tmp_path / "large.jpg").size == (800, 400)
