@@ -109,13 +109,6 @@ def test_record_is_the_models_own_attention(tower):
     assert recorded.std() > 0.05, "the model attends to nothing in particular: not worth a test"
 
 
-def test_float_images_are_taken_as_normalised():
-    tower, batch = an_image_tower(), pixels()
-    normalised = {"pixel_values": tower.normalise(batch["pixel_values"])}
-    assert torch.equal(record(tower, batch), record(tower, normalised))
-    assert not normalised["pixel_values"].requires_grad
-
-
 def test_attention_is_recorded_without_dropout_and_without_a_copy_of_the_weights(
     tower, monkeypatch
 ):
@@ -423,13 +416,6 @@ def test_its_processes_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_flow_of_float32_is_float32():
-    attentions, source = some_attention(), some_source(2, 5)
-    flow = attention_flow(attentions.float(), source.float())
-    assert flow.dtype == torch.float32
-    torch.testing.assert_close(flow.double(), attention_flow(attentions, source), atol=1e-6, rtol=0)
-
-
 def test_more_capacity_than_int32_holds_does_not_wrap():
     """Twenty times 2³⁰ lead into token 0, while no more than 2³⁰ leaves the source."""
     attentions = torch.zeros(3, 1, 1, 20, 20, dtype=torch.float64)
@@ -460,9 +446,6 @@ def test_flow_at_the_size_of_vit_b16(monkeypatch):
     tracemalloc.stop()
     assert flow.shape == (1, n) and peak < 64 * 2**20
     for j, (capacities, source, target, result) in enumerate(calls):
-        assert capacities.dtype == np.int32 and capacities.data.min() >= 0
-        assert capacities.nnz == n + 11 * n * n + n
-        assert capacities[[source]].sum(dtype=np.int64) <= UNIT
         sent = result.flow.astype(np.int64)
         assert (sent - capacities.astype(np.int64)).max() <= 0, "no edge carries more than it can"
         left = sent.sum(axis=1)

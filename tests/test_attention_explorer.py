@@ -132,13 +132,12 @@ def test_the_source_is_marked(widget, monkeypatch):
 
 
 def test_captions_follow_the_image(widget):
-    choice, caption = widget.controls["choice"], widget.controls["caption"]
-    assert list(choice.options) == CAPTIONS[0] and caption.value == CAPTIONS[0][0]
+    choice = widget.controls["choice"]
+    assert list(choice.options) == CAPTIONS[0]
     put(widget, number=2)
-    assert list(choice.options) == [CAPTIONS[1]] and caption.value == CAPTIONS[1]
+    assert list(choice.options) == [CAPTIONS[1]] == [widget.controls["caption"].value]
     put(widget, caption="two dogs")
     assert choice.value == CAPTIONS[1], "what is typed leaves the choice alone"
-    shown(widget)
 
 
 def test_a_gallery_may_be_a_data_set(model):
@@ -184,18 +183,12 @@ def test_a_file_is_asked_for_opened_once_and_explored(widget, monkeypatch):
     assert shown(widget) != first and calls == ["mine.jpg"]
     put(widget, strength=0.85)
     send(widget.controls["file"], "mine.jpg", jpeg("blue"))
-    assert shown(widget) != first and len(calls) == 2
-
-
-@pytest.mark.parametrize("content", [b"", b"not a picture", jpeg()[:200]])
-def test_a_bad_file_gives_a_sentence_escaped(widget, content):
-    put(widget, origin=FILE)
-    send(widget.controls["file"], "a<b>.jpg", jpeg())
-    before = shown(widget)
-    send(widget.controls["file"], "<img src=x>.jpg", content)
+    second = shown(widget)
+    assert second != first and len(calls) == 2
+    send(widget.controls["file"], "<img src=x>.jpg", b"not a picture")
     message = widget.message.value
     assert "&lt;img src=x&gt;.jpg is no whole picture" in message and "<img" not in message
-    assert "Traceback" not in message and widget.image.value == before
+    assert widget.image.value == second
 
 
 def test_a_caption_with_markup_is_shown_as_it_is(widget):
