@@ -72,18 +72,8 @@ def word_bars(axes, words, scores, special: float | None = None, word: int | Non
     axes.set_xlabel(label, fontsize=9, loc="right")
 
 
-def maps(
-    images,
-    grids,
-    titles=None,
-    columns=5,
-    title="",
-    label="score",
-    top=None,
-    size=2.0,
-    sources=False,
-    outlines=None,
-) -> Figure:
+def maps(images, grids, titles=None, columns=5, title="", label="score", top=None, size=2.0,
+         sources=False, outlines=None) -> Figure:  # fmt: skip
     """Maps [gh, gw] over their images, in rows, with one colour bar for all.
 
     titles [N]: one above each; top: the end of the scale, by default the largest value of all;
