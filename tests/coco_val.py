@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 from huggingface_hub import constants
-from transformers import BertConfig, ViTConfig
 
 from helpers import load_or_build
 from helpers.config import ROOT, get_profile
@@ -15,7 +14,7 @@ from helpers.evaluation import retrieval
 from helpers.storage import hub
 from helpers.training import fit
 from scripts.run_notebooks import execute, problems
-from tests.fake_hub import BERT, VIT, bert_files, vit_files, write_cache
+from tests.fake_hub import published, write_cache
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 FEW = {"train_images": 24, "dev_images": 8, "val_images": 8, "batch_size": 8}
@@ -31,9 +30,7 @@ all_profiles = lambda: {{name: replace(row, **{sizes}) for name, row in genuine(
 
 def hub_cache(folder, **shape):
     """The hub's cache after a download: the published files' names, random weights."""
-    vocabulary = (hub.minilm() / "vocab.txt").read_bytes()
-    bert = bert_files(BertConfig(**shape), vocabulary)
-    write_cache(folder, {VIT: vit_files(ViTConfig(**shape)), BERT: bert})
+    write_cache(folder, published((hub.minilm() / "vocab.txt").read_bytes(), **shape))
     return folder
 
 

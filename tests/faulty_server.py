@@ -51,22 +51,31 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(files):
-    """Serves {"/path": bytes}. `faults` are taken one a request, then `always`.
-
-    `requests` lists what came in: (path, Range).
-    """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def running(handler, **state):
+    """A server on a port of its own, with `url`, `requests` and `state` as its attributes."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.files, server.faults, server.always, server.requests = files, [], None, []
-    server.closing = threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
+    vars(server).update(state, requests=[])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield server
     finally:
-        server.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def serve(files):
+    """Serves {"/path": bytes}. `faults` are taken one a request, then `always`.
+
+    `requests` lists what came in: (path, Range).
+    """
+    closing = threading.Event()
+    with running(Handler, files=files, faults=[], always=None, closing=closing) as server:
+        try:
+            yield server
+        finally:
+            closing.set()
