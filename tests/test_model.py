@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -66,16 +67,13 @@ def test_scale_and_bias_start_where_the_papers_say_and_are_trained(tmp_path):
 
 
 def test_forward_takes_a_batch_raw_or_as_features_of_frozen_towers(model):
-    batch = {
-        "pixel_values": torch.rand(2, 3, 16, 16),
-        **model.text_tower.tokenize(["a dog", "cat"]),
-    }
+    tokens = model.text_tower.tokenize(["a dog", "cat"])
+    batch = {"pixel_values": torch.rand(2, 3, 16, 16), **tokens}
     whole = model({**batch, "image_ids": torch.arange(2)})
     assert whole["image_embeds"].shape == whole["text_embeds"].shape == (2, 8)
     assert whole["logit_scale"] is model.logit_scale
     image_features = model.image_tower(batch["pixel_values"])
-    text_features = model.text_tower(batch["input_ids"], batch["attention_mask"])
-    halves = model({"image_features": image_features, "text_features": text_features})
+    halves = model({"image_features": image_features, "text_features": model.text_tower(**tokens)})
     assert whole.keys() == halves.keys()
     assert all(halves[name].equal(tensor) for name, tensor in whole.items())
 
@@ -87,13 +85,8 @@ def test_encoding_takes_one_or_many_paths_images_and_sentences(model, tmp_path):
     paths = sorted(tmp_path.glob("*.png"))
     embeds = model.encode_images(images, batch_size=2)
     assert embeds.shape == (5, 8) and embeds.dtype == torch.float32
-    for same in (
-        images,
-        tuple(images),
-        paths,
-        [str(path) for path in paths],
-        [*paths[:2], *images[2:]],
-    ):
+    mixed = [*paths[:2], *images[2:]]
+    for same in (tuple(images), paths, [str(path) for path in paths], mixed):
         torch.testing.assert_close(model.encode_images(same), embeds)
     for one in (images[0], paths[0], str(paths[0])):
         torch.testing.assert_close(model.encode_images(one), embeds[:1])
@@ -143,32 +136,32 @@ OTHER = save(head_state(CLIP(16, 16, 8)))  # a save that was killed between its 
 NOT_OURS = "heads.safetensors is damaged, or not the file .* delete"
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\x80\x04N.", OTHER])
-def test_weights_that_are_missing_damaged_or_of_another_save_are_refused(files, content):
-    path = files / "heads.safetensors"
+FAULTS = {
+    "heads.safetensors": (NOT_OURS, [None, b"", b"\x80\x04N.", OTHER]),
+    "heads.json": ("does not describe heads", [None, b"", b'{"image_dim": 16']),
+}
+
+
+@pytest.mark.parametrize(
+    "name, content", [(name, content) for name in FAULTS for content in FAULTS[name][1]]
+)
+def test_files_that_are_missing_damaged_or_of_another_save_are_refused(files, name, content):
+    path, problem = files / name, FAULTS[name][0]
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=f"{path} is missing|{NOT_OURS}"):
-        load_heads(files)
-
-
-@pytest.mark.parametrize("content", [None, "", '{"image_dim": 16'])
-def test_what_does_not_describe_heads_is_refused(files, content):
-    path = files / "heads.json"
-    path.unlink() if content is None else path.write_text(content)
-    problem = f"{path} (is missing|does not describe heads)"
-    with pytest.raises((FileNotFoundError, ValueError), match=problem):
+    with pytest.raises((FileNotFoundError, ValueError), match=f"{path} is missing|{problem}"):
         load_heads(files)
 
 
 def test_shapes_that_do_not_fit_are_refused(model, files):
     about = json.loads((files / "heads.json").read_text())
     (files / "heads.json").write_text(json.dumps({**about, "text_dim": 5}))
-    with pytest.raises(ValueError, match="heads.safetensors holds other shapes than .*heads.json"):
+    refused = partial(pytest.raises, ValueError, match="heads.safetensors holds other shapes than ")
+    with refused():
         load_heads(files)
     del model.logit_scale  # a tensor too few must not stay what chance made it
     model.logit_scale = 1.0
     save_heads(model, files, {})
-    with pytest.raises(ValueError, match="heads.safetensors holds other shapes than .*heads.json"):
+    with refused():
         load_heads(files)
 
 
