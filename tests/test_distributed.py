@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -16,19 +17,15 @@ from torch.testing import assert_close as assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helpers.distributed import (
-    cached_backward,
-    chunked_siglip_loss,
-    gather,
-    gathered_clip_loss,
-    pass_on,
-    processes,
-    ring_siglip_loss,
-)
+from helpers import distributed
+from helpers.distributed import cached_backward, chunked_siglip_loss, gather, processes
 from helpers.losses import clip_loss, siglip_loss
 from helpers.model import CLIP, SIGLIP_START
 
-PAIRS = {"clip": (clip_loss, gathered_clip_loss), "siglip": (siglip_loss, ring_siglip_loss)}
+PAIRS = {
+    "clip": (clip_loss, distributed.gathered_clip_loss),
+    "siglip": (siglip_loss, distributed.ring_siglip_loss),
+}
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # for float64; a third in float32 is 3e-8 off
 
 
@@ -99,7 +96,7 @@ def check_processes(world, rank):
     assert len(set(pids.tolist())) == world
     every_other = torch.arange(8.0).view(2, 4)[:, ::2]  # not contiguous
     assert torch.equal(gather(every_other), every_other.repeat(world, 1))
-    (before,) = pass_on(torch.tensor([rank]))
+    (before,) = distributed.pass_on(torch.tensor([rank]))
     assert before.item() == (rank - 1) % world
 
 
@@ -137,7 +134,7 @@ def check_ring_never_holds_all(world, rank, b=16, width=8):
     with Largest() as largest:
         inputs = [t.requires_grad_() for t in F.normalize(torch.randn(2, b, width), dim=-1)]
         ends = [torch.zeros((), requires_grad=True) for _ in range(2)]
-        ring_siglip_loss(*inputs, *ends).backward()
+        distributed.ring_siglip_loss(*inputs, *ends).backward()
     assert largest.numel <= max(b * b, 2 * b * width) < b * world * b
 
 
@@ -157,15 +154,15 @@ def check_gradient_caching(world, rank, b=5, chunk=2):
         assert_same((expected, averaged), cached_step(model, own, several, chunk), **EXACT)
 
 
+CHECKS = [check for name, check in globals().items() if name.startswith("check_")]
+
+
 def work(rank, world, folder):
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
-    check_processes(world, rank)
-    check_losses(world, rank)
-    check_gradient_flows_to_other_processes(world, rank)
-    check_ring_never_holds_all(world, rank)
-    check_gradient_caching(world, rank)
+    for check in CHECKS:
+        check(world, rank)
     (folder / f"done-{rank}").write_text(str(os.getpid()))
     dist.destroy_process_group()
 
@@ -189,41 +186,39 @@ def test_one_process_is_the_plain_loss_to_the_last_digits_of_float64(kind):
 IDS = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 
 
+def siglip_pass(loss, embeds, image_ids=None):
+    """The loss, its gradients, and the size of the largest tensor on the way."""
+    ends = torch.tensor([math.log(10), -3.0], dtype=torch.promote_types(embeds.dtype, torch.float))
+    leaves = [t.clone().requires_grad_() for t in (*embeds, *ends)]
+    with Largest() as largest:
+        value = loss(*leaves, image_ids)
+        gradients = torch.autograd.grad(3 * value, leaves)
+    return value.detach(), gradients, largest.numel
+
+
 @settings(max_examples=60, deadline=None)
 @given(IDS, st.integers(1, 15), st.booleans(), st.integers(0, 99))
 def test_chunked_siglip_is_siglip(image_ids, chunk, with_ids, seed):
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(2, len(image_ids), 5, generator=generator, dtype=torch.float64)
-    ends = torch.tensor([math.log(10), -3.0], dtype=torch.float64)
-    results = []
-    for loss, options in ((siglip_loss, {}), (chunked_siglip_loss, {"chunk": chunk})):
-        leaves = [t.clone().requires_grad_() for t in (*F.normalize(draws, dim=-1), *ends)]
-        value = loss(*leaves, image_ids if with_ids else None, **options)
-        results.append((value.detach(), torch.autograd.grad(3 * value, leaves)))
-    assert_same(*results, rtol=1e-10, atol=1e-12)
+    losses = siglip_loss, partial(chunked_siglip_loss, chunk=chunk)
+    ids = image_ids if with_ids else None
+    one, other = (siglip_pass(loss, F.normalize(draws, dim=-1), ids) for loss in losses)
+    assert_same(one[:2], other[:2], rtol=1e-10, atol=1e-12)
 
 
 def test_chunked_siglip_makes_no_square():
-    n, chunk, width = 96, 8, 4
-    sizes = []
-    for loss, options in ((siglip_loss, {}), (chunked_siglip_loss, {"chunk": chunk})):
-        with Largest() as largest:
-            draws = F.normalize(torch.randn(2, n, width), dim=-1)
-            leaves = [t.clone().requires_grad_() for t in (*draws, *torch.tensor([2.0, -3.0]))]
-            loss(*leaves, **options).backward()
-        sizes.append(largest.numel)
-    assert sizes == [n * n, chunk * n]
+    draws = F.normalize(torch.randn(2, 96, 4), dim=-1)
+    sizes = [siglip_pass(f, draws)[2] for f in (siglip_loss, partial(chunked_siglip_loss, chunk=8))]
+    assert sizes == [96 * 96, 8 * 96]
 
 
 def test_half_precision_is_computed_in_full():
-    images, texts = F.normalize(torch.randn(2, 9, 16), dim=-1).to(torch.bfloat16)
-    ends = torch.tensor([2.0, -3.0])
-    leaves = [tensor.clone().requires_grad_() for tensor in (images, texts, *ends)]
+    embeds = F.normalize(torch.randn(2, 9, 16), dim=-1).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        value = chunked_siglip_loss(*leaves, chunk=4)
-    value.backward()
-    assert_same(value, siglip_loss(images.float(), texts.float(), *ends))
-    assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16] * 2 + [torch.float32] * 2
+        value, gradients, _ = siglip_pass(partial(chunked_siglip_loss, chunk=4), embeds)
+    assert_same(value, siglip_pass(siglip_loss, embeds.float())[0])
+    assert [g.dtype for g in gradients] == [torch.bfloat16] * 2 + [torch.float32] * 2
 
 
 # Gradient caching.
@@ -251,22 +246,14 @@ def test_cached_replays_dropout(kind):
     assert cached_step(model, batch, loss, 4)[0] != expected[0], "dropout was on"
 
 
-def test_cached_adds_up_and_calls_the_given_backward():
+def test_cached_adds_up_calls_the_given_backward_and_works_with_a_locked_side_and_lists():
     model, batch = tiny("clip", dropout=False), batch_of(6)
     expected = plain_step(model, batch, clip_loss)[1]
-    cached_backward(model, batch, clip_loss, 4, backward=lambda tensor: (2 * tensor).backward())
-    assert_same(gradients(model), {name: 3 * gradient for name, gradient in expected.items()})
-
-
-def test_cached_works_with_a_locked_side_and_lists():
-    model, batch = tiny("clip", dropout=False), batch_of(6)
-    expected = plain_step(model, batch, clip_loss)[1]
-    model.zero_grad()
     model.image_head.requires_grad_(False)
-    cached_backward(model, {**batch, "image_ids": batch["image_ids"].tolist()}, clip_loss, 4)
-    for name, parameter in model.named_parameters():
-        wanted = None if name.startswith("image_head") else expected[name]
-        assert_same(parameter.grad, wanted)
+    lists = {**batch, "image_ids": batch["image_ids"].tolist()}
+    cached_backward(model, lists, clip_loss, 4, backward=lambda tensor: (2 * tensor).backward())
+    for name, gradient in gradients(model).items():
+        assert_same(gradient, expected[name] * (1 if name.startswith("image_head") else 3))
 
 
 def most_saved(step):
@@ -295,9 +282,12 @@ def test_cached_never_sees_more_than_a_chunk():
     images, texts = torch.randn(2, 64, 400)
     batch = {"image_features": images, "text_features": texts, "image_ids": torch.arange(64)}
     ends = F.normalize(torch.randn(2, 64, 8), dim=-1).requires_grad_()
-    plain = most_saved(lambda: plain_step(copy.deepcopy(wide), batch, clip_loss))
-    few = rows_of(batch, slice(8))
-    small = most_saved(lambda: plain_step(copy.deepcopy(wide), few, clip_loss))
-    cached = most_saved(lambda: cached_step(copy.deepcopy(wide), batch, clip_loss, 8))
+
+    def saved_by(step, *inputs):
+        return most_saved(lambda: step(copy.deepcopy(wide), *inputs))
+
+    plain = saved_by(plain_step, batch, clip_loss)
+    small = saved_by(plain_step, rows_of(batch, slice(8)), clip_loss)
+    cached = saved_by(cached_step, batch, clip_loss, 8)
     whole_loss = most_saved(lambda: clip_loss(*ends, torch.zeros(())))
     assert cached <= max(small, whole_loss) + 2 * 64 * 8 < plain / 2
