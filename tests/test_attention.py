@@ -299,14 +299,10 @@ def test_rollout_multiplies_from_the_last_layer_to_the_first(fusing):
     attentions = some_attention(layers=4)
     whole = rollout(attentions, **fusing)
     for b in range(2):
-        layers = [slow_fused(layer[b], **fusing) for layer in attentions.tolist()]
-        product, n = layers[0], 5  # R_1 = Â_1, then R_l = Â_l R_(l-1)
-        for above in layers[1:]:
-            product = [
-                [sum(above[i][k] * product[k][j] for k in range(n)) for j in range(n)]
-                for i in range(n)
-            ]
-        torch.testing.assert_close(whole[b], torch.tensor(product, dtype=torch.float64))
+        product = np.eye(5)
+        for layer in attentions.tolist():  # R_l = Â_l R_(l-1)
+            product = np.array(slow_fused(layer[b], **fusing)) @ product
+        torch.testing.assert_close(whole[b], torch.from_numpy(product))
     for i in range(5):
         torch.testing.assert_close(rollout(attentions, one_token(i, 2, 5), **fusing), whole[:, i])
     source = some_source(2, 5)
@@ -517,13 +513,8 @@ def test_relevance_asks_nothing_of_the_weights(model, trainable):
     normalised = {"pixel_values": model.image_tower.normalise(pixels()["pixel_values"])}
     assert all(map(torch.equal, relevances(model, normalised, texts), expected))
     assert not normalised["pixel_values"].requires_grad
-
-
-def test_relevance_drops_nothing_in_training_mode(model):
-    texts = model.text_tower.tokenize(CAPTIONS)
-    expected = relevances(model, pixels(), texts)
     model.train()
-    assert all(map(torch.equal, relevances(model, pixels(), texts), expected))
+    assert all(map(torch.equal, relevances(model, pixels(), texts), expected)), "without dropout"
     assert all(part.training for part in model.modules())
 
 

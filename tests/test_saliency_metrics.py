@@ -21,18 +21,14 @@ def data(tmp_path):
     tiny.write_dataset(tmp_path)
     content = json.loads((tmp_path / "annotations/captions_val2017.json").read_text())
     annotations = []
-
-    def add(image, category, x, y, w, h):
-        outline = [x, y, x + w, y, x + w, y + h, x, y + h]
-        row = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category}
-        row |= {"segmentation": [outline], "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
-        annotations.append(row)
-
     for k, image in enumerate(content["images"]):
         wide, high = image["width"], image["height"]
-        add(image, 18, 0, 0, wide / 2, high)
-        if k:
-            add(image, 17, wide / 2, 0, wide / 4, high / 2)
+        boxes = {18: [0, 0, wide / 2, high], 17: [wide / 2, 0, wide / 4, high / 2]}
+        for category, (x, y, w, h) in list(boxes.items())[: 2 if k else 1]:
+            outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+            row = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category}
+            row |= {"segmentation": [outline], "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            annotations.append(row)
     categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 3, "name": "apple"}]
     instances = {"images": content["images"], "annotations": annotations, "categories": categories}
     (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(instances))
@@ -40,28 +36,20 @@ def data(tmp_path):
 
 
 def test_questions_name_two_objects_of_one_image(data):
-    questions = metrics.questions(*data)
+    images, instances = data
+    questions = metrics.questions(images, instances)
     assert sorted(q.i for q in questions) == list(range(1, 10)), "the first shows one object"
     assert {q.name for q in questions} == {"cat", "dog"}, "not always the same is named"
     for q in questions:
         assert {q.name, q.other} == {"cat", "dog"}
         assert (q.caption, q.wrong) == (f"a picture of a {q.name}", f"a picture of a {q.other}")
-
-
-def test_fewer_questions_are_the_first_of_more(data):
-    images, instances = data
-    questions = metrics.questions(images, instances)
-    assert metrics.questions(images, instances, 4) == questions[:4]
+    assert metrics.questions(images, instances, 4) == questions[:4], "the first of more"
     part = images.subset(images.image_ids[3:])
     names = {images.image_ids[q.i]: q.name for q in questions}
     assert all(names[part.image_ids[q.i]] == q.name for q in metrics.questions(part, instances))
-
-
-def test_crowds_are_no_objects(data):
-    images, instances = data
     for annotation in instances.coco.dataset["annotations"]:
         annotation["iscrowd"] = int(annotation["category_id"] == 17)
-    assert metrics.questions(images, instances) == []
+    assert metrics.questions(images, instances) == [], "crowds are no objects"
 
 
 def test_coverage_is_the_share_of_each_patch(data):
@@ -73,8 +61,8 @@ def test_coverage_is_the_share_of_each_patch(data):
     assert metrics.patch_coverage(instances, images.image_ids[1], "apple", (3, 5)).sum() == 0
 
 
-# Maps by hand, the object in the right column, and what the pointing game makes of each.
-POINTING = {
+# Maps by hand, the object in the right column: what the pointing game makes of each.
+BY_HAND = {
     "the peak touches the object": ([[0.0, 0.9], [0.1, 0.2]], 1.0),
     "it does not": ([[0.9, 0.0], [0.1, 0.2]], 0.0),
     "one of two peaks does": ([[0.9, 0.9], [0.1, 0.2]], 0.5),
@@ -84,16 +72,13 @@ POINTING = {
 }
 
 
-def test_pointing_game_by_hand():
-    grids = torch.tensor([grid for grid, _ in POINTING.values()])
-    coverage = torch.tensor([[0.0, 0.2], [0.0, 1.0]]).expand(len(POINTING), 2, 2)
-    assert metrics.pointing_game(grids, coverage).tolist() == [hit for _, hit in POINTING.values()]
-
-
-def test_energy_by_hand():
-    coverage = torch.tensor([[[0.0, 0.5], [0.0, 1.0]]])
-    assert metrics.energy(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), coverage).tolist() == [0.5]
-    assert metrics.energy(torch.zeros(1, 2, 2), coverage).tolist() == [coverage.mean()]
+def test_pointing_game_and_energy_by_hand():
+    grids = torch.tensor([grid for grid, _ in BY_HAND.values()])
+    coverage = torch.tensor([[0.0, 0.2], [0.0, 1.0]]).expand(len(BY_HAND), 2, 2)
+    assert metrics.pointing_game(grids, coverage).tolist() == [hit for _, hit in BY_HAND.values()]
+    coverage = torch.tensor([[0.0, 0.5], [0.0, 1.0]]).expand(2, 2, 2)
+    maps = torch.tensor([[[1.0, 2.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert metrics.energy(maps, coverage).tolist() == [0.5, coverage.mean()]
 
 
 def test_random_maps_score_what_chance_says():
