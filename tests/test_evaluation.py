@@ -136,19 +136,17 @@ def test_scores_that_are_not_a_number_count_against_us():
 
 
 def test_an_image_without_captions_and_a_label_outside_the_classes_are_named():
-    with pytest.raises(ValueError, match="query 1 has nothing to find"):
-        retrieval(torch.eye(3), torch.eye(3), [0, 0, 2])
-    with pytest.raises(ValueError, match="query 2 has nothing to find"):
-        retrieval(torch.eye(3), torch.eye(3), [0, 1, 7])
+    for query, owner in ((1, [0, 0, 2]), (2, [0, 1, 7])):
+        with pytest.raises(ValueError, match=f"query {query} has nothing to find"):
+            retrieval(torch.eye(3), torch.eye(3), owner)
     with pytest.raises(ValueError, match="query 1"):
         classify(torch.eye(2), torch.eye(2), [0, 2])
 
 
 def test_prompts_are_english():
-    assert prompt("a photo of a {}", "apple") == "a photo of an apple"
-    assert prompt("A {}", "orange") == "An orange"
-    assert prompt("a small {}", "umbrella") == "a small umbrella"
-    assert prompt("a {}", "skis") == "a pair of skis"
+    pairs = ("a photo of a {}", "apple"), ("A {}", "orange"), ("a small {}", "umbrella")
+    expected = ["a photo of an apple", "An orange", "a small umbrella", "a pair of skis"]
+    assert [prompt(*pair) for pair in (*pairs, ("a {}", "skis"))] == expected
     assert len(set(TEMPLATES)) == len(TEMPLATES)
     assert all(template.count("{}") == 1 for template in TEMPLATES)
 
