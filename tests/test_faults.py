@@ -6,98 +6,50 @@ killed or out of room (test_download.py), shards cut short (test_features.py), c
 """
 
 import errno
-import os
+import itertools
 import pickle
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from helpers.config import ROOT
 from helpers.data import CaptionedImages
 from helpers.minicoco import render as minicoco
-from helpers.model import CLIP, load_heads, load_model, save_heads, save_model
+from helpers.model import CLIP, load_model, save_model
 from helpers.storage import checkpoints, shards
 from helpers.storage.files import atomic_write
+from tests.processes import die, finish, start
 from tests.test_checkpoints import run
 from tests.test_features import extract
+from tests.test_minicoco import profile
 from tests.tiny import image_tower, text_tower, write_dataset
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 REFUSED = PermissionError(errno.EACCES, "Permission denied")
 # safetensors has an error of its own for a full disk.
 OWN = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-EXTRACT = """
-import os, signal, sys
-from pathlib import Path
-from helpers.storage import shards
-from helpers.data import CaptionedImages
-from tests.test_faults import failing_at
-from tests.test_features import extract
 
-def die(path):
-    os.kill(os.getpid(), signal.SIGKILL)
 
-shards.save_file = failing_at(2, shards.save_file, die)
-extract(CaptionedImages(sys.argv[1]), Path(sys.argv[2]))
-"""
-RENDER = """
-import os, signal, sys
-from pathlib import Path
-from helpers.minicoco import render
-from tests.test_faults import draw
-
-write_annotations = render.write_annotations
-def write(folder, split, *rest):
-    if split == sys.argv[2]:
-        Path(folder, f"instances_{split}.json").write_text("half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_annotations(folder, split, *rest)
-
-render.write_annotations = write
-draw(Path(sys.argv[1]))
-"""
+def here(name, *arguments):
+    """The command that calls a function of this file, with strings."""
+    code = f"import sys; from tests.test_faults import {name}; {name}(*sys.argv[1:])"
+    return "-c", code, *arguments
 
 
 def failing_at(number, save_file, fail):
     """`save_file`, but the call of this number leaves half a file and fails."""
-    calls = []
+    calls = itertools.count(1)
 
     def save(tensors, path):
-        calls.append(path)
-        if len(calls) == number:
+        if next(calls) == number:
             Path(path).write_bytes(b"half a file")
-            fail(path)
+            fail()
         save_file(tensors, path)
 
     return save
-
-
-def raising(error):
-    def fail(*args):
-        raise error
-
-    return fail
-
-
-def start(code, *arguments):
-    """A process of its own that runs `code`, its output on pipes."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
-def killed(code, *arguments):
-    """Runs `code` until it kills itself, and its workers, who share its pipes, have ended."""
-    process = start(code, *arguments)
-    errors = process.communicate(timeout=300)[1]
-    assert process.returncode == -9, errors
 
 
 def bytes_of(folder):
@@ -118,7 +70,7 @@ def data(tmp_path):
 def test_full_disk_while_embeddings_are_cached(data, tmp_path, monkeypatch):
     dataset, cache = CaptionedImages(data), tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "save_file", failing_at(2, shards.save_file, raising(FULL)))
+        patch.setattr(shards, "save_file", failing_at(2, shards.save_file, Mock(side_effect=FULL)))
         message = "00000010.safetensors could not be written .*No space left.*Free some disk"
         with pytest.raises(OSError, match=message):
             extract(dataset, cache)
@@ -131,7 +83,7 @@ def test_full_disk_while_embeddings_are_cached(data, tmp_path, monkeypatch):
 def test_full_disk_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
     expected = run(data, tmp_path / "undisturbed")[1].state_dict()
     with monkeypatch.context() as patch:
-        save_file = failing_at(7, checkpoints.save_file, raising(OWN))
+        save_file = failing_at(7, checkpoints.save_file, Mock(side_effect=OWN))
         patch.setattr(checkpoints, "save_file", save_file)
         with pytest.raises(OSError, match="could not be written .*No space left.*Free some disk"):
             run(data, tmp_path / "run")
@@ -159,20 +111,34 @@ def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path, monkeypatch, 
 # A killed process
 
 
+def extract_and_die(data, cache):
+    shards.save_file = failing_at(2, shards.save_file, die)
+    extract(CaptionedImages(data), Path(cache))
+
+
 def test_killed_while_a_shard_is_written(data, tmp_path):
     extract(CaptionedImages(data), tmp_path / "undisturbed")
-    killed(EXTRACT, data, tmp_path / "cache")
+    finish(*here("extract_and_die", data, tmp_path / "cache"), status=-9)
     _, rows = extract(CaptionedImages(data), tmp_path / "cache")
     assert rows[0] == 4, "the finished shard of six images is not computed again"
     files = bytes_of(tmp_path / "cache").items()
-    shards = {name: content for name, content in files if name.endswith(".safetensors")}
-    assert shards == bytes_of(tmp_path / "undisturbed")
+    whole = {name: content for name, content in files if name.endswith(".safetensors")}
+    assert whole == bytes_of(tmp_path / "undisturbed")
 
 
-def draw(folder):
-    """The bytes of a small MiniCOCO."""
-    row = {"data": folder / "minicoco", "train_images": 12, "val_images": 6, "seed": 0}
-    return bytes_of(minicoco.render(SimpleNamespace(**row)))
+def draw(folder, last=None):
+    """The bytes of a small MiniCOCO; a process that writes the split `last` dies of it."""
+    write_annotations = minicoco.write_annotations
+
+    def write(folder, split, *rest):
+        if split == last:
+            Path(folder, f"instances_{split}.json").write_text("half")
+            die()
+        write_annotations(folder, split, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minicoco, "write_annotations", write)
+        return bytes_of(minicoco.render(profile(Path(folder), 12, 6)))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +148,7 @@ def rendered(tmp_path_factory):
 
 @pytest.mark.parametrize("split", ["train2017", "compositional"])
 def test_killed_while_minicoco_is_rendered(rendered, tmp_path, split):
-    killed(RENDER, tmp_path, split)
+    finish(*here("draw", tmp_path, split), status=-9)
     assert not (tmp_path / "minicoco").exists(), "nothing that looks whole"
     assert list(tmp_path.glob("*.tmp")), "killed in the middle of it"
     assert draw(tmp_path) == rendered
@@ -192,7 +158,7 @@ def test_killed_while_minicoco_is_rendered(rendered, tmp_path, split):
 def test_two_processes_render_at_once(rendered, tmp_path):
     # Both have to wait until both are there.
     with FileLock(tmp_path / ".minicoco.lock"):
-        pair = [start(RENDER, tmp_path, "") for _ in range(2)]
+        pair = [start(*here("draw", tmp_path)) for _ in range(2)]
         for process in pair:
             assert "waiting for it" in process.stdout.readline()
     outputs = [process.communicate(timeout=120) for process in pair]
@@ -236,18 +202,17 @@ def test_a_pickle_in_a_checkpoint_is_refused_unread(data, tmp_path, trap, name):
         run(data, tmp_path / "run", epochs=1)
 
 
-def test_a_pickle_in_place_of_heads_is_refused_unread(tmp_path, trap):
-    save_heads(CLIP(3, 4, embed_dim=8), tmp_path / "heads", {})
-    (tmp_path / "heads/heads.safetensors").write_bytes(trap)
-    with pytest.raises(ValueError, match="heads.safetensors is damaged, or not the file .*delete"):
-        load_heads(tmp_path / "heads")
+TOWER = "a tower in .* cannot be read .*delete"
+SAVED = {"heads.safetensors": "heads.safetensors is damaged, or not the file .*delete"}
+SAVED |= {f"{tower}_tower/model.safetensors": TOWER for tower in ("image", "text")}
+SAVED |= {f"{tower}_tower/pytorch_model.bin": TOWER for tower in ("image", "text")}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
-def test_a_pickle_in_a_tuned_tower_is_refused_unread(tmp_path, trap, tower, name):
+@pytest.mark.parametrize("name", SAVED)
+def test_a_pickle_in_a_tuned_model_is_refused_unread(tmp_path, trap, name):
     save_model(CLIP(16, 16, 8, image_tower(), text_tower()), tmp_path / "finetuned", {})
-    (tmp_path / "finetuned" / tower / "model.safetensors").unlink()
-    (tmp_path / "finetuned" / tower / name).write_bytes(trap)
-    with pytest.raises(ValueError, match="a tower in .* cannot be read .*delete"):
+    path = tmp_path / "finetuned" / name
+    path.with_name("model.safetensors").unlink(missing_ok=True)
+    path.write_bytes(trap)
+    with pytest.raises(ValueError, match=SAVED[name]):
         load_model(tmp_path / "finetuned", max_length=12)

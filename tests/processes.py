@@ -1,0 +1,28 @@
+"""Python in a process of its own, for tests that kill it or run two at once."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from helpers.config import ROOT
+
+
+def start(*command):
+    """`python command…` in the repository's folder, its output on pipes."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def finish(*command, status=0):
+    """What `python command…` prints until it and its workers, who share its pipes, have ended."""
+    process = start(*command)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    return output
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
