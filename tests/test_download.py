@@ -1,22 +1,19 @@
 """COCO's archives in small, from a real server, unpacked into whole folders only."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
+from unittest.mock import Mock
 
 import pytest
 
 from helpers import load_or_build
-from helpers.config import ROOT, get_profile
+from helpers.config import get_profile
 from helpers.data import load_split
 from helpers.probes import Instances
 from helpers.storage import download
@@ -24,6 +21,7 @@ from helpers.storage.download import COCO_2017, HELP, DownloadError
 from scripts.download_coco import main
 from tests.coco_files import IDS, profile, write_captions, write_images
 from tests.faulty_server import serve
+from tests.processes import start
 from tests.test_probes import write_instances
 
 ANNOTATIONS = "/annotations/annotations_trainval2017.zip"
@@ -77,7 +75,7 @@ def server(files, monkeypatch):
 
 def row_of(root, name="coco-val"):
     coco = dataclasses.replace(get_profile("coco"), data=root, dev_images=1)
-    return {"coco-val": profile(root), "coco": coco}[name]
+    return profile(root) if name == "coco-val" else coco
 
 
 @pytest.fixture
@@ -122,7 +120,7 @@ def assert_nothing_looks_complete(root):
 # What there is afterwards
 
 
-def test_coco_val_needs_two_archives(get, root, server):
+def test_coco_val_then_coco_and_a_further_call_touches_nothing(get, root, server):
     get()
     assert_whole(root)
     assert paths(server) == [ANNOTATIONS, VAL]
@@ -130,17 +128,13 @@ def test_coco_val_needs_two_archives(get, root, server):
     images = {f"val2017/{i:012d}.jpg" for i in IDS}
     notes = {f"annotations/{kind}_val2017.json" for kind in ("captions", "instances")}
     assert names - {".lock"} == images | notes | {"val2017.zip", "annotations_trainval2017.zip"}
-
-
-def test_from_coco_val_to_coco_and_a_further_call_touches_nothing(get, root, server):
-    get()
-    images = {path: time for path, time in tree(root).items() if path.startswith("val2017/")}
+    written = {path: time for path, time in tree(root).items() if path in images}
     get("coco", delete_zips=True)
     assert_whole(root, "coco")
     # The annotations' zip was still there.
     assert paths(server) == [ANNOTATIONS, VAL, TRAIN]
     before = tree(root)
-    assert images.items() <= before.items()
+    assert written.items() <= before.items()
     get("coco")
     get()
     assert tree(root) == before and len(server.requests) == 3
@@ -149,15 +143,15 @@ def test_from_coco_val_to_coco_and_a_further_call_touches_nothing(get, root, ser
 def test_a_copy_of_ones_own_is_left_alone(get, server, root):
     """Only val2017/ and annotations/, and not to be written to."""
     write_folder(root, IDS)
-    before = tree(root)
-    for folder in (*root.iterdir(), root):
+    before, folders = tree(root), [*root.iterdir(), root]
+    for folder in folders:
         folder.chmod(0o555)
     try:
         get()
         assert_whole(root)
         assert tree(root) == before and not (root / ".lock").exists() and server.requests == []
     finally:
-        for folder in (root, *root.iterdir()):
+        for folder in folders:
             folder.chmod(0o755)
 
 
@@ -205,23 +199,19 @@ def test_one_fault_and_then_a_good_server(get, server, fault, at, root):
 
 
 def test_no_room(get, server, root, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Mock(free=1000))
     with pytest.raises(DownloadError, match=r"in .*coco: it takes [\d.]+ GB more, 0\.0 GB are fr"):
         get()
     assert server.requests == [] and list(tree(root)) == []
 
 
-FETCHING, UNPACKING = (download, "_continue"), (download.shutil, "copyfileobj")
+FETCH, UNPACK = (download, "_continue"), (shutil, "copyfileobj")
 
 
-@pytest.mark.parametrize("where", [FETCHING, UNPACKING], ids=["fetch", "unpack"])
+@pytest.mark.parametrize("where", [FETCH, UNPACK], ids=["fetch", "unpack"])
 def test_the_disk_fills_up_meanwhile(get, server, root, monkeypatch, where):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(*where, full)
+        patch.setattr(*where, Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(DownloadError, match=r"in .*coco: .*No space left on device\. CLIP_"):
             get()
     assert_nothing_looks_complete(root)
@@ -243,50 +233,43 @@ def test_a_mirror(get, root, server, files, monkeypatch, tail):
 # Killed, and two at once
 
 CHILD = """
-import json, shutil, sys, time
+import itertools, json, shutil, sys, time
 from pathlib import Path
-from types import SimpleNamespace
 from helpers.storage import download
+from tests.coco_files import profile
 root, table, stop = sys.argv[1:]
-copy, count = shutil.copyfileobj, 0
+copy, numbers = shutil.copyfileobj, itertools.count()
 def slow(*args):
-    global count
-    count += 1
-    if count > int(stop):  # for good, after some files are unpacked
+    if next(numbers) == int(stop):  # for good, after some files are unpacked
         time.sleep(600)
     copy(*args)
 shutil.copyfileobj = slow
 download.COCO_2017, download.PAUSES = json.loads(table), (0.1,) * 3
-folders = {"train_folder": "val2017", "val_folder": "val2017"}
-download.download(SimpleNamespace(data=Path(root), rendered=False, **folders))
-print("done")
+download.download(profile(Path(root)))
 """
 
 
-def start(root, table, stop=1000):
-    command = [sys.executable, "-u", "-c", CHILD, str(root), json.dumps(table), str(stop)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def child_of(root, table, stop=1000):
+    return start("-c", CHILD, root, json.dumps(table), stop)
 
 
 def kill_when(child, ready):
     """SIGKILL, as soon as `ready()`."""
     end = time.monotonic() + 300
-    while not ready():
-        assert child.poll() is None and time.monotonic() < end, "ended early, or came not so far"
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    child.stdout.close()
+    with child:
+        while child.poll() is None and time.monotonic() < end and not ready():
+            time.sleep(0.01)
+        child.kill()
+    assert ready() and child.returncode == -signal.SIGKILL, "ended early, or came not so far"
 
 
 def test_killed_in_the_middle_of_the_download(get, server, small, files, root):
-    half = len(files[VAL]) // 2
     server.faults = [None, "stall"]
     part = root / "val2017.zip.part"
-    kill_when(start(root, small), lambda: part.exists() and server.requests[-1][0] == VAL)
+    kill_when(child_of(root, small), lambda: part.exists() and server.requests[-1][0] == VAL)
     assert not (root / "val2017").exists() and not (root / "val2017.zip").exists()
     size = part.stat().st_size
-    assert 0 <= size <= half
+    assert 0 <= size <= len(files[VAL]) // 2
     get()
     assert_whole(root)
     assert server.requests[-1] == (VAL, f"bytes={size}-" if size else None)
@@ -300,7 +283,7 @@ def test_killed_in_the_middle_of_unpacking(get, server, small, root, stop):
         return sum(len(list(place.iterdir())) for place in places if place.is_dir())
 
     # The file after `stop` whole ones has been opened for writing, and is empty.
-    kill_when(start(root, small, stop), lambda: unpacked() == stop + 1)
+    kill_when(child_of(root, small, stop), lambda: unpacked() == stop + 1)
     assert not (root / "val2017").exists() and (root / ".unpacking").is_dir()
     assert (root / "annotations").exists() == (stop > 1)
     (root / ".unpacking" / "val2017").mkdir(exist_ok=True)
@@ -308,19 +291,19 @@ def test_killed_in_the_middle_of_unpacking(get, server, small, root, stop):
     get()
     assert_whole(root)
     # What was left does not get in, and nothing is fetched twice.
-    assert len(list((root / "val2017").iterdir())) == len(IDS)
-    assert len(server.requests) == 2
+    assert len(list((root / "val2017").iterdir())) == len(IDS) and len(server.requests) == 2
 
 
 def test_two_at_once_fetch_once(server, small, root):
     root.mkdir()
     with download._one_process(root):
-        both = [start(root, small) for _ in range(2)]
+        both = [child_of(root, small) for _ in range(2)]
         for child in both:
             assert child.stdout.readline().endswith(f"into {root}: waiting for it.\n")
         assert server.requests == []
     for child in both:
-        assert child.communicate(timeout=300)[0].endswith("done\n") and child.returncode == 0
+        errors = child.communicate(timeout=300)[1]
+        assert child.returncode == 0, errors
     assert_whole(root)
     assert sorted(paths(server)) == [ANNOTATIONS, VAL]
 
@@ -338,15 +321,14 @@ def test_the_command(server, small, root, monkeypatch, capsys):
         assert not list(root.glob("*.zip")) and len(server.requests) == 2
 
 
-def test_the_command_as_users_type_it(server, root):
+def test_the_command_as_users_type_it(server, root, monkeypatch):
     """The genuine sizes, so that these files are refused: a sentence, no traceback."""
-    env = {**os.environ, "CLIP_COCO_DIR": str(root), "CLIP_COCO_URL": server.url}
-    typed = [sys.executable, "-m", "scripts.download_coco", "--profile", "coco-val"]
-    done = subprocess.run(typed, cwd=ROOT, env=env, capture_output=True, text=True)
+    monkeypatch.setenv("CLIP_COCO_DIR", str(root))
+    typed = start("-m", "scripts.download_coco", "--profile", "coco-val")
     size = len(server.files[ANNOTATIONS])
     reason = f"{server.url}{ANNOTATIONS} is another file: it has {size} bytes and not 252907541"
     expected = f"COCO 2017 could not be laid out in {root}: {reason}. {HELP}\n"
-    assert (done.returncode, done.stderr) == (1, expected)
+    assert typed.communicate(timeout=300)[1] == expected and typed.returncode == 1
     assert list(tree(root)) == []
 
 
