@@ -1,13 +1,10 @@
 """helpers/data.py against hand-written files in COCO's format and torchvision's CocoCaptions."""
 
-from __future__ import annotations
-
 import io
 import json
-import shutil
 import struct
 import zlib
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -80,11 +77,10 @@ def test_any_caption_round_trips_in_its_place(tmp_path, captions):
 # What a training step sees
 
 
-@given(
-    seed=st.integers(-(2**63), 2**63 - 1),
-    epoch=st.integers(0, 10_000),
-    ids=st.sets(st.integers(0, 2**63 - 1), max_size=60),
-)
+SEEDS, SETS = st.integers(-(2**63), 2**63 - 1), st.sets(st.integers(0, 2**63 - 1), max_size=60)
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 10_000), ids=SETS)
 def test_order_and_captions_follow_from_seed_epoch_and_id(seed, epoch, ids):
     ids = np.array(sorted(ids), np.int64)
     counts = np.full(len(ids), 5)
@@ -117,13 +113,13 @@ def preprocess(image, box):
 
 
 def epoch_of(examples, epoch, which, part=(0, 1)):
-    """Image ids, captions and pixels of some batches of four images."""
-    image_tower = SimpleNamespace(size=8, preprocess=preprocess)
-    text_tower = SimpleNamespace(tokenize=lambda texts: {"captions": texts})
-    model = SimpleNamespace(image_tower=image_tower, text_tower=text_tower)
+    """Image ids, captions and pixels of some batches of four images, one after the other."""
+    model = Mock(image_tower=Mock(size=8, preprocess=preprocess))
+    model.text_tower.tokenize = lambda texts: {"captions": texts}
     batches = list(examples.batches(model, ("image", "text"), 3, epoch, 4, which, part))
     pixels = torch.cat([batch["pixel_values"] for batch in batches])
-    return [b["image_ids"].tolist() for b in batches], [b["captions"] for b in batches], pixels
+    captions = [caption for batch in batches for caption in batch["captions"]]
+    return torch.cat([batch["image_ids"] for batch in batches]).tolist(), captions, pixels
 
 
 def test_batches_are_those_of_the_hash(root):
@@ -133,14 +129,13 @@ def test_batches_are_those_of_the_hash(root):
         ids, captions, pixels = epoch_of(examples, epoch, range(3))
         order = visit(3, epoch, images.image_ids)
         picks = draw(3, epoch, images.image_ids, images.counts)
-        assert sum(ids, []) == images.image_ids[order].tolist()
-        assert sum(captions, []) == [images.captions(i)[picks[i]] for i in order]
+        assert ids == images.image_ids[order].tolist()
+        assert captions == [images.captions(i)[picks[i]] for i in order]
         assert pixels.shape == (12, 3, 8, 8) and pixels.dtype == torch.uint8
         # Resumed at the last batch; the second of two processes.
-        last = epoch_of(examples, epoch, [2])
-        assert last[:2] == (ids[2:], captions[2:]) and last[2].equal(pixels[8:])
-        half = epoch_of(examples, epoch, [1], part=(1, 2))
-        assert half[:2] == ([ids[1][2:]], [captions[1][2:]]) and half[2].equal(pixels[6:8])
+        for which, part, rows in (([2], (0, 1), slice(8, 12)), ([1], (1, 2), slice(6, 8))):
+            some = epoch_of(examples, epoch, which, part)
+            assert some[:2] == (ids[rows], captions[rows]) and some[2].equal(pixels[rows])
 
 
 # Images
@@ -188,10 +183,10 @@ def test_transparent_parts_are_white(tmp_path, mode):
     assert_halves(open_image(tmp_path / "x.png"), BLACK, WHITE)
 
 
-@pytest.mark.parametrize(
-    "orientation, places",
-    [(1, (LEFT, RIGHT)), (3, (RIGHT, LEFT)), (6, (LEFT, (5, 60))), (8, ((5, 60), LEFT))],
-)
+TURNED = [(1, (LEFT, RIGHT)), (3, (RIGHT, LEFT)), (6, (LEFT, (5, 60))), (8, ((5, 60), LEFT))]
+
+
+@pytest.mark.parametrize("orientation, places", TURNED)
 @pytest.mark.parametrize("size, shrink", [(None, 1), (16, 2)])
 def test_exif_turns_the_image_upright(tmp_path, orientation, places, size, shrink):
     exif = Image.Exif()
@@ -214,16 +209,16 @@ def test_draft_never_decodes_below_size(tmp_path, width, height, size):
     assert open_image(tmp_path / "x.jpg").size == (width, height)
 
 
+BOMBS = {
+    (10_000, 5_001): "has 10,000 × 5,001 pixels, more than 50,000,000. Save it smaller",
+    (10_000, 10_000): "has 10,000 × 10,000 pixels",
+    (60_000, 60_000): r"is no whole picture \(Image size \(3600000000 pixels\) exceeds",
+}
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "width, height, reason",
-    [
-        (10_000, 5_001, "has 10,000 × 5,001 pixels, more than 50,000,000. Save it smaller"),
-        (10_000, 10_000, "has 10,000 × 10,000 pixels"),
-        (60_000, 60_000, r"is no whole picture \(Image size \(3600000000 pixels\) exceeds"),
-    ],
-)
-def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, width, height, reason):
+@pytest.mark.parametrize("width, height", BOMBS)
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, width, height):
     """A PNG of a few bytes whose header promises `width` x `height` pixels."""
     path = tmp_path / "bomb.png"
     Image.new("RGB", (1, 1)).save(path)
@@ -233,7 +228,7 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, widt
     path.write_bytes(content)
     monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
     for size in (None, 64):
-        with pytest.raises(OSError, match=rf"bomb\.png {reason}"):
+        with pytest.raises(OSError, match=rf"bomb\.png {BOMBS[width, height]}"):
             open_image(path, size)
 
 
@@ -245,22 +240,21 @@ def test_the_first_frame_of_an_animation(tmp_path, name):
     assert_halves(open_image(tmp_path / name))
 
 
-NOISE = bytes(range(64))
-BEYOND = b"II*\0\xff\xff\xff\x7f"
-ENDLESS = b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\xff\xff\xff\xff\x06\0\0\0"
-CUT = b"MM\0*\0\0\0\x08\0\x05\x01\x12"
+BROKEN = {
+    "noise": bytes(range(64)),
+    "beyond the end": b"II*\0\xff\xff\xff\x7f",
+    "endless": b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\xff\xff\xff\xff\x06\0\0\0",
+    "cut": b"MM\0*\0\0\0\x08\0\x05\x01\x12",
+}
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "exif", [NOISE, BEYOND, ENDLESS, CUT], ids=["noise", "beyond the end", "endless", "cut"]
-)
+@pytest.mark.parametrize("exif", BROKEN)
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
 def test_broken_exif_says_nothing_against_the_pixels(tmp_path, exif, name):
-    halves().save(tmp_path / name, exif=b"Exif\0\0" + exif, quality=95)
-    image = open_image(tmp_path / name)
-    assert image.size == (64, 32)
-    assert_halves(image)
+    halves().save(tmp_path / name, exif=b"Exif\0\0" + BROKEN[exif], quality=95)
+    assert open_image(tmp_path / name).size == (64, 32)
+    assert_halves(open_image(tmp_path / name))
 
 
 # Errors
@@ -289,7 +283,7 @@ def test_missing_folder_files_and_images(root):
     with pytest.raises(FileNotFoundError, match=message):
         CaptionedImages(root).check()
     CaptionedImages(root).subset(IDS[5:]).check()
-    shutil.rmtree(root / "val2017")
+    (root / "val2017").rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"folder .*val2017 does not exist.*Notebook 01"):
         load_split(profile(root), "val")
     with pytest.raises(FileNotFoundError, match=r"captions_train2017\.json does not exist.*01"):
@@ -348,21 +342,18 @@ def test_the_fingerprint_that_keys_caches(root):
 
 def split_ids(root, sizes, **changes):
     """The image ids of each split, of the sizes expected and without common ids in one folder."""
-    names, row = ("train", "dev", "val"), profile(root, **changes)
-    splits = [set(load_split(row, name).image_ids.tolist()) for name in names]
+    row = profile(root, **changes)
+    splits = [set(load_split(row, name).image_ids.tolist()) for name in ("train", "dev", "val")]
     assert [len(ids) for ids in splits] == sizes
     return splits
 
 
-def test_splits_of_one_folder(root):
+def test_splits_of_one_folder_and_of_two(root):
     splits = split_ids(root, [5, 3, 4])
     assert set.union(*splits) == set(IDS)
     assert splits == split_ids(root, [5, 3, 4], seed=7)
     # By hash, not by number.
     assert splits[2] != set(IDS[:4])
-
-
-def test_splits_of_two_folders(root):
     write_captions(root, {i: ["a cat"] for i in range(1, 11)}, "train2017")
     write_images(root, range(1, 11), "train2017")
     two = {"train_folder": "train2017", "val_images": None}
@@ -376,7 +367,9 @@ def test_splits_of_two_folders(root):
 def test_splits_are_disjoint_or_refused(root, val, dev, train):
     sizes = {"val_images": val, "dev_images": dev, "train_images": dev + train}
     if val + dev + train > len(IDS):
-        with pytest.raises(ValueError, match="captions_val2017.json is short: .* of its 12 images"):
+        with pytest.raises(
+            ValueError, match="captions_val2017.json is short: .* wants . of 12 images"
+        ):
             load_split(profile(root, **sizes), "train")
     else:
         splits = split_ids(root, [train, dev, val], **sizes)
@@ -390,5 +383,5 @@ def test_real_photographs():
     assert_agrees_with_torchvision(SAMPLE, step=25)
     assert len(CaptionedImages(SAMPLE).all_captions()[0]) == 1_500
     known = load_probes(profile(SAMPLE, **sizes))["known"]
-    assert len(known) >= 1
-    assert all(known.image(i).width == known.image(i).height for i in range(len(known)))
+    sides = [known.image(i).size for i in range(len(known))]
+    assert sides and all(width == height for width, height in sides)
