@@ -12,23 +12,20 @@ from transformers import BertConfig, ViTConfig
 
 from helpers.config import ROOT
 from scripts.memory import SMALL_IMAGE, SMALL_TEXT, batch_for, dual_encoder, flops
+from tests.notebooks import code_cells
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 SHAPE |= {"intermediate_size": 64}
 IMAGE, TEXT = ViTConfig(**SHAPE, image_size=32, patch_size=8), BertConfig(**SHAPE, vocab_size=100)
 
 
-def cell_that_defines(name):
-    """What notebook 04 defines in the cell of this function."""
-    notebook = json.loads((ROOT / "notebooks/04_full_finetuning.ipynb").read_text())
-    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
-    (source,) = [source for source in sources if f"def {name}(" in source]
-    names = {"torch": torch}
-    exec(source, names)
-    return names[name]
-
-
-activation_bytes = cell_that_defines("activation_bytes")
+# As notebook 04 defines it.
+NOTEBOOK = ROOT / "notebooks/04_full_finetuning.ipynb"
+(CELL,) = [cell for cell in code_cells(NOTEBOOK) if "def activation_bytes(" in cell.source]
+NAMES = {"torch": torch}
+exec(CELL.source, NAMES)
+activation_bytes = NAMES["activation_bytes"]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def test_what_a_linear_layer_keeps_is_its_input():
@@ -96,20 +93,18 @@ print(json.dumps(sizes))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@linux
 def test_counting_gives_its_memory_back():
     done = subprocess.run([sys.executable, "-c", LEAK], cwd=ROOT, capture_output=True, text=True)
     sizes = json.loads(done.stdout)
     assert sizes[-1] - sizes[1] < 100, f"megabytes after each count: {sizes}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@linux
 def test_the_count_is_near_the_peak_of_a_real_process():
     command = [sys.executable, "-m", "scripts.memory"]
-    peaks = [
-        int(subprocess.run([*command, n], cwd=ROOT, capture_output=True).stdout)
-        for n in ("16", "80")
-    ]
+    runs = [subprocess.run([*command, n], cwd=ROOT, capture_output=True) for n in ("16", "80")]
+    peaks = [int(run.stdout) for run in runs]
     with FakeTensorMode():
         model = dual_encoder(ViTConfig(**SMALL_IMAGE), BertConfig(**SMALL_TEXT), 256)
         counts = [activation_bytes(model, batch_for(model, n)) for n in (16, 80)]
