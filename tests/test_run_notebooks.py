@@ -54,26 +54,25 @@ def test_in_place_refuses_noise_and_saves_solutions_without_their_output(tmp_pat
     assert status == 1 and "cell 1: stderr" in text and "careful" in text
     assert noisy.read_bytes() == before
     solved = write(tmp_path / "02_solved.ipynb", "print(6)", "#@title Solution\nprint(7)")
-    assert run("--in-place", solved)[0] == 0
+    wrong = write(tmp_path / "03_wrong.ipynb", "#@title Solution\nassert 6 == 7")
+    status, text = run("--in-place", solved, wrong)
+    assert status == 1 and "03_wrong.ipynb, cell 1" in text, "a solution is run like all cells"
     cells = nbformat.read(solved, 4).cells
     assert [(cell.execution_count, len(cell.outputs)) for cell in cells] == [(1, 1), (2, 0)]
-    wrong = write(tmp_path / "03_wrong.ipynb", "#@title Solution\nassert 6 == 7")
-    assert run("--in-place", wrong)[0] == 1, "a solution is run like all cells"
     assert sorted(path.name[:2] for path in tmp_path.iterdir()) == ["01", "02", "03"]
 
 
-def test_widgets_are_stripped_and_metadata_normalised(tmp_path):
+BAR = "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stdout): pass"
+
+
+def test_widgets_are_stripped_metadata_normalised_and_a_progress_bar_keeps_its_last_state(tmp_path):
     stale = {"widgets": {"x": {}}, "kernelspec": {"name": "mine", "display_name": "Mine"}}
-    sources = "import ipywidgets\nipywidgets.Button()", "print('an output')"
-    notebook = execute(write(tmp_path / "01_widget.ipynb", *sources, **stale), cwd=tmp_path)
+    source = write(tmp_path / "01.ipynb", "import ipywidgets\nipywidgets.Button()", BAR, **stale)
+    notebook = execute(source, cwd=tmp_path)
     assert [len(cell.outputs) for cell in notebook.cells] == [0, 1] and problems(notebook) == []
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.metadata.kernelspec["name"] == "python3"
-
-
-def test_a_progress_bar_keeps_its_last_state(tmp_path):
-    bar = "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stdout): pass"
-    text = execute(write(tmp_path / "01_bar.ipynb", bar), cwd=tmp_path).cells[0].outputs[0].text
+    text = notebook.cells[1].outputs[0].text
     assert "\r" not in text and text.count("it/s") == 1 and "50/50" in text
     assert settle("10%\r100%\ndone\n") == "100%\ndone\n"
     assert settle("a long line\rshort") == "shortg line"
