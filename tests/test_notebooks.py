@@ -9,15 +9,9 @@ import pytest
 from scripts.run_notebooks import ROOT, SOLUTION, execute, problems
 from tests.notebooks import NOTEBOOKS, code_cells, prose, read
 
-NAMES = """00_start_here 01_coco_captions 02_embedding_extraction 03_projection_training
-04_full_finetuning 05_siglip_loss 06_zero_shot_and_retrieval 07_attention_flow 08_scaling_out"""
 SETUP = (ROOT / "scripts/setup_cell.py").read_text(encoding="utf-8").strip()
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def test_the_course_is_complete():
-    assert set(NAMES.split()) <= {path.stem for path in NOTEBOOKS}
 
 
 @each_notebook
@@ -26,12 +20,11 @@ def test_runs_alone_on_smoke(path, tmp_path):
     for folder in ("helpers", "assets", "scripts"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
-    notebooks, results = tmp_path / "notebooks", tmp_path / "results"
-    notebooks.mkdir()
-    copy = notebooks / path.name
+    results, copy = tmp_path / "results", tmp_path / "notebooks" / path.name
+    copy.parent.mkdir()
     shutil.copy(path, copy)
     env = {"CLIP_PROFILE": "smoke", "CLIP_RESULTS": str(results)}
-    executed = execute(copy, cwd=notebooks, env=env, timeout=300)
+    executed = execute(copy, cwd=copy.parent, env=env, timeout=300)
     assert problems(executed) == []
     assert nbformat.read(copy, 4) == read(path)
     for file in results.glob("*.json"):
