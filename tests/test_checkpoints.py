@@ -1,33 +1,30 @@
 """Checkpoints: a killed run goes on bit for bit; what does not belong together is refused."""
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.config import ROOT
 from helpers.data import CaptionedImages
 from helpers.model import CLIP
 from helpers.training import Examples, fit
+from tests.processes import finish
 from tests.tiny import image_tower, text_tower, write_dataset
 
 RUN = """
-    import os, signal, sys
+    import sys
     import torch
     from pathlib import Path
     from safetensors.torch import save_file
     from helpers import training
     from helpers.storage import checkpoints
+    from tests.processes import die
     from tests.test_checkpoints import run
 
     torch.set_num_threads(2)
     data, folder, when, where = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    die = lambda: os.kill(os.getpid(), signal.SIGKILL)
     steps = 0
     take_step, save_file_of_checkpoint = training.take_step, checkpoints.save_file
 
@@ -61,10 +58,9 @@ def run(data, folder, embed_dim=8, **changes):
     return fit(model, examples, examples, **{**settings, **changes}), model
 
 
-def start(data, folder, when=-1, where="step"):
-    command = [sys.executable, "-c", textwrap.dedent(RUN), str(data), str(folder), str(when), where]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def train(data, folder, when=-1, where="step", status=0):
+    """What a process prints that trains, and is killed there if `when` says so."""
+    return finish("-c", textwrap.dedent(RUN), data, folder, when, where, status=status)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +68,7 @@ def uninterrupted(tmp_path_factory):
     """A run that nobody disturbs: (its data, its losses, its final weights)."""
     folder = tmp_path_factory.mktemp("checkpoints")
     write_dataset(folder / "coco", images=12)
-    done = start(folder / "coco", folder / "whole")
-    assert done.returncode == 0, done.stderr
+    train(folder / "coco", folder / "whole")
     final = load_file(folder / "whole/final.safetensors")
     return folder / "coco", (folder / "whole/losses.txt").read_text(), final
 
@@ -90,12 +85,9 @@ KILLED = [(1, "step"), (4, "step"), (5, "step"), (4, "write"), (6, "write")]
 @pytest.mark.parametrize("when, where", KILLED)
 def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, where):
     data, losses, final = uninterrupted
-    killed = start(data, tmp_path, when, where)
-    assert killed.returncode == -9, killed.stderr
+    train(data, tmp_path, when, where, status=-9)
     assert not (tmp_path / "losses.txt").exists()
-    resumed = start(data, tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert ("Going on from step-0000000" in resumed.stdout) == (when > 1)
+    assert ("Going on from step-0000000" in train(data, tmp_path)) == (when > 1)
     assert (tmp_path / "losses.txt").read_text() == losses
     assert_same(load_file(tmp_path / "final.safetensors"), final)
     assert not list(tmp_path.glob(".*"))
