@@ -3,7 +3,6 @@
 import io
 from functools import partial
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 
 from helpers.attention import METHODS
 from helpers.viz import attention_explorer, controls, figures
-from helpers.viz.attention_explorer import FILE, GALLERY, PATCH, POOLING, SCENE, UNREAD
+from helpers.viz.attention_explorer import FILE, GALLERY, PATCH, SCENE, UNREAD
 from helpers.viz.widgets import explorer
 from tests.tiny import deep_model
 from tests.uploads import send
@@ -104,19 +103,6 @@ def test_a_control_that_is_not_read_is_disabled_and_changes_nothing(widget, meth
             assert shown(widget) == before, name
 
 
-def test_words_are_on_offer_as_sources_of_the_text_tower(widget):
-    put(widget, method="rollout", tower="text")
-    source, before = widget.controls["source"], shown(widget)
-    words = [f"word {i}: {word}" for i, word in enumerate(CAPTIONS[0][0].split(), 1)]
-    assert list(source.options) == [POOLING, *words]
-    source.value = "word 6: dogs"
-    assert shown(widget) != before and widget.controls["row"].disabled
-    put(widget, caption="a bus")
-    assert source.value == POOLING and len(source.options) == 3
-    put(widget, tower="image")
-    assert list(source.options) == [POOLING, PATCH]
-
-
 def test_the_source_is_marked(widget, monkeypatch):
     marks, draw = [], attention_explorer.overlays.map_and_words
 
@@ -129,28 +115,6 @@ def test_the_source_is_marked(widget, monkeypatch):
     assert marks[-1] == ((0, 2), None)
     put(widget, tower="text", source="word 6: dogs")
     assert marks[-1] == (None, 5) and shown(widget)
-
-
-def test_captions_follow_the_image(widget):
-    choice = widget.controls["choice"]
-    assert list(choice.options) == CAPTIONS[0]
-    put(widget, number=2)
-    assert list(choice.options) == [CAPTIONS[1]] == [widget.controls["caption"].value]
-    put(widget, caption="two dogs")
-    assert choice.value == CAPTIONS[1], "what is typed leaves the choice alone"
-
-
-def test_a_gallery_may_be_a_data_set(model):
-    class Images(list):
-        image = list.__getitem__
-
-        def captions(self, i):
-            return [CAPTIONS[1], "a cat"]
-
-    widget = explorer(model, Images(IMAGES), start=1)
-    assert widget.controls["number"].value == 2
-    assert list(widget.controls["choice"].options) == [CAPTIONS[1], "a cat"]
-    shown(widget)
 
 
 def test_a_scene_is_composed_with_captions_of_its_own(widget):
@@ -189,26 +153,6 @@ def test_a_file_is_asked_for_opened_once_and_explored(widget, monkeypatch):
     message = widget.message.value
     assert "&lt;img src=x&gt;.jpg is no whole picture" in message and "<img" not in message
     assert widget.image.value == second
-
-
-def test_a_caption_with_markup_is_shown_as_it_is(widget):
-    put(widget, caption="<b>a red bus</b> for $5 and $6", method="raw", tower="text")
-    shown(widget)
-    assert "<b>" not in widget.note.value
-    put(widget, caption=" ")
-    assert "Type a caption" in widget.message.value
-    put(widget, caption="🚌 \n中文")
-    shown(widget)
-
-
-def test_every_control_can_be_named_and_reached(widget):
-    inside = [child for row in widget.children for child in getattr(row, "children", ())]
-    assert inside == list(widget.controls.values())
-    for control in inside:
-        assert control.description.strip() and getattr(control, "continuous_update", False) is False
-        assert getattr(control, "tabbable", None) is not False
-    last = [type(child) for child in widget.children[-3:]]
-    assert last == [ipywidgets.HTML, ipywidgets.HTML, ipywidgets.Image]
 
 
 def test_a_change_draws_once_and_computes_only_what_is_new(widget, monkeypatch):

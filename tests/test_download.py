@@ -321,17 +321,6 @@ def test_the_command(server, small, root, monkeypatch, capsys):
         assert not list(root.glob("*.zip")) and len(server.requests) == 2
 
 
-def test_the_command_as_users_type_it(server, root, monkeypatch):
-    """The genuine sizes, so that these files are refused: a sentence, no traceback."""
-    monkeypatch.setenv("CLIP_COCO_DIR", str(root))
-    typed = start("-m", "scripts.download_coco", "--profile", "coco-val")
-    size = len(server.files[ANNOTATIONS])
-    reason = f"{server.url}{ANNOTATIONS} is another file: it has {size} bytes and not 252907541"
-    expected = f"COCO 2017 could not be laid out in {root}: {reason}. {HELP}\n"
-    assert typed.communicate(timeout=300)[1] == expected and typed.returncode == 1
-    assert list(tree(root)) == []
-
-
 def test_notebooks_fetch_what_they_need(server, small, root):
     row = profile(root)
     assert [len(load_or_build.data(row, split)) for split in ("train", "dev", "val")] == [5, 3, 4]

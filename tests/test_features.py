@@ -3,7 +3,6 @@
 import threading
 import time
 from contextlib import nullcontext
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from transformers import BertTokenizerFast
 
 from helpers.data import CaptionedImages
 from helpers.encoders import ImageTower
-from helpers.features import embed_batches, embed_images, embed_texts, extract_embeddings
+from helpers.features import embed_images, embed_texts, extract_embeddings
 from helpers.storage.caption_files import refuse_unknown_words
 from helpers.storage.images import open_image, prefetch
 from tests.tiny import WORDS, image_tower, text_tower, write_dataset
@@ -95,25 +94,6 @@ def test_modes_and_gradients_are_left_as_they_were(dataset):
     nn.Linear(16, 2)(embeddings.image_embeds).sum().backward()  # as training the heads does
 
 
-def test_on_a_cpu_each_batch_has_one_thread_and_order_is_kept(dataset):
-    tower, threads, before = image_tower().eval(), [], torch.get_num_threads()
-    tower.register_forward_hook(lambda *_: threads.append(torch.get_num_threads()))
-    images = [tower.preprocess(dataset.image(i)) for i in range(10)]
-    batches = [(k, {"pixel_values": torch.stack(images[k : k + 2])}) for k in range(0, 10, 2)]
-    torch.set_num_threads(3)
-    try:
-        rows, embeds = zip(*embed_batches(tower, batches))
-        assert torch.get_num_threads() == 3
-        for _ in embed_batches(tower, batches):
-            break
-        assert torch.get_num_threads() == 3, "after a reader who has seen enough, too"
-    finally:
-        torch.set_num_threads(before)
-    assert rows == (0, 2, 4, 6, 8) and set(threads) == {1}
-    with torch.inference_mode():
-        torch.testing.assert_close(torch.cat(embeds), tower(torch.stack(images)))
-
-
 # Captions that a tokenizer does not know
 
 
@@ -144,13 +124,6 @@ def test_the_share_is_of_words_not_of_their_pieces(text, share):
     refused = pytest.raises(ValueError, match=f"lacks {share} of") if share else nullcontext()
     with refused:
         refuse_unknown_words(tower, [text, text])
-
-
-def test_looking_for_unknown_words_costs_next_to_nothing():
-    tower = text_tower()
-    tower.tokenize = Mock(wraps=tower.tokenize)
-    refuse_unknown_words(tower, ["a dog"] * 500_000)
-    assert sum(len(call.args[0]) for call in tower.tokenize.mock_calls) == 1000
 
 
 # The cache

@@ -41,14 +41,6 @@ def test_it_measures_extraction_and_an_epoch_in_each_precision(tmp_path, monkeyp
     assert "| bf16 |" in table and "a card, 16 GB" in table
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CLIP_DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "RESULT", tmp_path / "gpu.json")
-    gpu.main()
-    said = "benchmarks.gpu measures an NVIDIA GPU, and PyTorch finds none here.\n"
-    assert capsys.readouterr().out == said and not gpu.RESULT.exists()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_all_precisions_on_a_gpu(tmp_path):
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -109,6 +109,15 @@ def meaning(node):
     return ast.dump(node)
 
 
+def test_docstrings_and_annotations_do_not_count_but_code_does():
+    def of(source):
+        return meaning(ast.parse(source).body[0])
+
+    plain = of("def f(x):\n    return x")
+    assert of('def f(x: int) -> int:\n    "Says what."\n    return x') == plain
+    assert of("def f(x):\n    return -x") != plain
+
+
 def of_helpers(name):
     """The definitions of that name in helpers/*.py."""
     flat = [definitions(text) for path, text in HELPERS.items() if path.parent.name == "helpers"]

@@ -148,12 +148,6 @@ def test_retrieved_shows_the_nearest_images_best_first(model, images, embeds):
     assert len(figure.axes) == 5 and "a cat" in figure.get_suptitle()
 
 
-def test_a_sentence_without_words_changes_nothing(make):
-    box = make["sentence"]()
-    before, box.controls["sentence"].value = shown(box), "   "
-    assert "Type a sentence" in box.message.value and box.image.value == before
-
-
 # A scene
 
 
