@@ -1,10 +1,14 @@
 """Fixtures that several test files share."""
 
+import os
+
 import pytest
 
 from helpers.config import get_profile
 from tests.coco_folder import write_coco
 
+# No windows, on whatever machine.
+os.environ["MPLBACKEND"] = "Agg"
 LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_browser.py"]
 
 

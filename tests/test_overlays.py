@@ -1,9 +1,5 @@
 """Maps drawn: every value where it belongs, one scale, and what is asked for is outlined."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
