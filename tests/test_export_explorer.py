@@ -7,13 +7,11 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from helpers.attention import METHODS, explain
-from helpers.model import CLIP
 from scripts.export_explorer import page
-from tests.tiny import WORDS, image_tower, text_tower
+from tests.tiny import deep_model
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
@@ -23,11 +21,7 @@ CAPTIONS = [["a red bus and two dogs", "a bus"], ["</script><b>a cat</b> & a dog
 @pytest.fixture(scope="module")
 def model():
     """Towers of unequal heads and layers: the page offers what both have, 2 heads and 3 layers."""
-    shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
-    image = image_tower(size=32, **shape)
-    text = {**shape, "num_hidden_layers": 4, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    return CLIP(16, 16, 8, image, text_tower(words=[*WORDS, "##s", "##es"], **text)).eval()
+    return deep_model(num_hidden_layers=4, num_attention_heads=4)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +31,7 @@ def text(model):
 
 @pytest.fixture(scope="module")
 def data(text):
-    element = r'<script id="data" type="application/json">(.*?)</script>'
-    return json.loads(re.search(element, text, re.S)[1])
+    return json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1])
 
 
 def test_it_needs_no_network_and_no_other_file(text):
@@ -48,12 +41,17 @@ def test_it_needs_no_network_and_no_other_file(text):
     assert "%" + "DATA%" not in text and "Pictures &amp; more" in text
 
 
-def test_captions_with_markup_stay_data(text, data):
+def test_images_are_inside_and_captions_with_markup_stay_data(text, data):
     assert text.count("</script>") == 2
     first, second = (image["captions"] for image in data["pictures"])
     assert [row["text"] for row in first] == [*CAPTIONS[0], CAPTIONS[1][0]]
     assert [row["own"] for row in first] == [True, True, False]
     assert second[1]["text"] == CAPTIONS[0][0]
+    for image, row in zip(IMAGES, data["pictures"], strict=True):
+        content = base64.b64decode(
+            row["src"].removeprefix("data:image/jpeg;base64,"), validate=True
+        )
+        assert Image.open(io.BytesIO(content)).size == image.size
 
 
 def test_every_control_has_a_label(text):
@@ -61,13 +59,6 @@ def test_every_control_has_a_label(text):
     assert sorted(controls) == ["caption", "head", "layer", "method", "same", "strength"]
     assert all(f'for="{name}"' in text for name in controls)
     assert '<html lang="en">' in text and 'role="status"' in text
-
-
-def test_images_are_inside(data):
-    for image, row in zip(IMAGES, data["pictures"], strict=True):
-        kind, content = row["src"].split(",")
-        assert kind == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(content))).size == image.size
 
 
 # The place of a setting in the page's lists, and what it stands for.
@@ -89,8 +80,7 @@ def test_maps_and_words_are_those_of_the_method(model, data, method):
             assert len(maps) == len(scores) == len(special) == (9 if method == "raw" else 3)
             for place, options in SETTINGS[method].items():
                 (grid,), (words,) = explain(model, [image], [caption["text"]], method, **options)
-                near = {"rel": 0.01, "abs": 1e-7}
-                assert maps[place] == pytest.approx(grid.flatten().tolist(), **near)
-                assert scores[place] == pytest.approx(words.scores.tolist(), **near)
+                assert maps[place] == pytest.approx(grid.flatten().tolist(), 0.01, 1e-7)
+                assert scores[place] == pytest.approx(words.scores.tolist(), 0.01, 1e-7)
                 assert special[place] == pytest.approx(words.special, abs=1e-3)
                 assert caption["words"] == words.words

@@ -47,9 +47,13 @@ def write_dataset(root, images=10):
     (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
 
 
-def deep_model():
-    """A CLIP of three layers a tower and 4 × 4 patches: something for maps to show."""
+def deep_model(**text):
+    """A CLIP of three layers a tower and 4 × 4 patches: something for maps to show.
+
+    `text`: what differs in the text tower.
+    """
     shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
-    towers = image_tower(size=32, **shape), text_tower(words=[*WORDS, "##s", "##es"], **shape)
+    words = [*WORDS, "##s", "##es"]
+    towers = image_tower(size=32, **shape), text_tower(words=words, **{**shape, **text})
     torch.manual_seed(0)
     return CLIP(16, 16, 8, *towers).eval()
