@@ -1,14 +1,13 @@
 """Fixtures that several test files share."""
 
-import os
-
+import matplotlib
 import pytest
 
 from helpers.config import get_profile
 from tests.coco_folder import write_coco
 
-# No windows, on whatever machine.
-os.environ["MPLBACKEND"] = "Agg"
+# No windows; set here and not in the environment, which the kernels of notebooks inherit.
+matplotlib.use("Agg")
 LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_browser.py"]
 
 
