@@ -230,9 +230,8 @@ def prepare_run(model, train, settings):
     AcceleratorState._reset_state()  # else an earlier fit's precision would have to stay
     precision = settings["precision"] or best_precision()
     run = Accelerator(cpu=pick_device().type == "cpu", mixed_precision=precision)
-    loss = "clip" if model.logit_bias is None else "siglip"
-    settings |= {"precision": precision, "processes": run.num_processes}
-    settings |= {"loss": loss, "images": len(train)}
+    settings["loss"] = "clip" if model.logit_bias is None else "siglip"
+    settings |= {"precision": precision, "processes": run.num_processes, "images": len(train)}
     model.to(run.device)
     return run, raw
 

@@ -213,7 +213,8 @@ def bars(rows: dict, title="", xlabel="", chance=(), ceiling=()) -> Figure:
 def confusion(matrix, names, title="") -> Figure:
     """Confusion matrix [C, C], each row (a true class) in shares."""
     shares = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
-    figure, axes = plt.subplots(figsize=(2.2 + 0.36 * len(names), 1.8 + 0.34 * len(names)))
+    size = max(5, 2.2 + 0.36 * len(names)), max(4.5, 1.8 + 0.34 * len(names))  # for the labels
+    figure, axes = plt.subplots(figsize=size)
     display = ConfusionMatrixDisplay(shares, display_labels=[literal(name) for name in names])
     look = {"include_values": False, "cmap": "Blues", "xticks_rotation": "vertical"}
     display.plot(ax=axes, im_kw={"vmin": 0, "vmax": 1}, **look)
