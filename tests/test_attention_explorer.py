@@ -13,7 +13,7 @@ from helpers.viz import attention_explorer, controls, figures
 from helpers.viz.attention_explorer import FILE, GALLERY, PATCH, SCENE, UNREAD
 from helpers.viz.widgets import explorer
 from tests.tiny import deep_model
-from tests.uploads import send
+from tests.uploads import send, shown
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
@@ -51,15 +51,6 @@ def widget(model):
 def no_figure_stays_open():
     yield
     assert plt.get_fignums() == []
-
-
-def shown(widget) -> bytes:
-    """The bytes of the widget's image: a PNG, and nothing went wrong."""
-    assert widget.message.value == ""
-    with Image.open(io.BytesIO(widget.image.value)) as image:
-        image.load()
-        assert image.format == "PNG"
-    return widget.image.value
 
 
 def put(widget, **values):

@@ -1,6 +1,5 @@
 """The widgets without a kernel: a value is set, the PNG's bytes change."""
 
-import io
 from functools import partial
 
 import ipywidgets
@@ -15,7 +14,7 @@ from helpers.model import CLIP
 from helpers.viz import controls, widgets
 from helpers.viz.controls import AS_DRAWN, NOTHING, RELATIONS, compose
 from tests.tiny import image_tower, text_tower
-from tests.uploads import send
+from tests.uploads import send, shown
 
 CAPTIONS = ["a red bus", "a blue dog", "two cats on the beach", "a small cat near the street"]
 NAMES = ["car", "dog", "stop sign", "apple", "giraffe", "hair drier"]
@@ -69,15 +68,6 @@ def make(model, images, embeds, answers, photo):
 def no_figure_stays_open():
     yield
     assert plt.get_fignums() == []
-
-
-def shown(widget) -> bytes:
-    """The bytes of the widget's image, once it is sure that they are a PNG."""
-    assert widget.message.value == ""
-    with Image.open(io.BytesIO(widget.image.value)) as image:
-        image.load()
-        assert image.format == "PNG"
-    return widget.image.value
 
 
 def closed(figure):
