@@ -41,7 +41,7 @@ class Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local):  # [b, …] -> [B, …]
         everyone = local.new_empty(processes()[0] * len(local), *local.shape[1:])
-        dist.all_gather_into_tensor(everyone, local.contiguous())
+        dist.all_gather(list(everyone.chunk(processes()[0])), local.contiguous())
         return everyone
 
     @staticmethod

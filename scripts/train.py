@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from pathlib import Path
@@ -83,6 +84,9 @@ def main(argv=None):
         save_model(model.cpu(), output / "model", meta, [f"{side}_tower" for side in tuned])
         atomic_write(output / "history.json", json.dumps(histories, indent=1))
         print(f"The model is in {output / 'model'}, its history beside it.")
+    # The group's threads must end before Python does; what fit has left in cycles holds the group.
+    gc.collect()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
