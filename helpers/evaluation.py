@@ -1,5 +1,7 @@
 """Retrieval, zero-shot classification and the compositional probe, each with chance beside it.
 
+And whether the difference between two models is more than luck.
+
 Embeddings and scores may be tensors or arrays of any number type, on any device. Ties count against
 the model, and in retrieval so do scores that are not a number: a constant embedding must not look
 good.
@@ -11,6 +13,7 @@ import re
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from sklearn.metrics import average_precision_score
 
 TEMPLATES = ["a {}", "a photo of a {}", "a picture of a {}", "a picture of one {}",
@@ -90,14 +93,29 @@ def retrieval(image_embeds, text_embeds, owner, ks=(1, 5, 10)):
     return metrics
 
 
+def hits_at(image_embeds, text_embeds, owner, k=1):
+    """Which queries find a right answer among the first k; the arguments as in `retrieval`.
+
+    Returns {"text_to_image": bool [M], "image_to_text": bool [N]}.
+    """
+    images = torch.arange(len(image_embeds))
+    text_ranks = ranks(text_embeds, image_embeds, owner, images)  # [M, 1]
+    image_ranks = ranks(image_embeds, text_embeds, images, owner)  # [N, R]
+    return {"text_to_image": text_ranks[:, 0] <= k, "image_to_text": image_ranks[:, 0] <= k}
+
+
 def retrieval_chance(owner, ks=(1, 5, 10)):
-    """Expected recall of a random ranking, under the keys of `retrieval`; owner [M] as there."""
+    """Expected recall of a random ranking, under the keys of `retrieval`; owner [M] as there.
+
+    Whether one of n right captions is among the first k of M is hypergeometric. An image without
+    captions can be found and asks for nothing.
+    """
     captions = torch.bincount(doubles(owner).long()).tolist()  # [N], captions of each image
     images, total = len(captions), sum(captions)
     chance = {f"text_to_image/recall@{k}": min(1.0, k / images) for k in ks}
     for k in ks:
         # comb(n, k) is 0 where k > n: then no order misses.
-        missed = [math.comb(total - n, k) / max(1, math.comb(total, k)) for n in captions]
+        missed = [math.comb(total - n, k) / max(1, math.comb(total, k)) for n in captions if n]
         chance[f"image_to_text/recall@{k}"] = 1 - float(np.mean(missed))
     return chance
 
@@ -160,6 +178,19 @@ def mean_average_precision(scores, labels):
     return float(np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in columns]))
 
 
+def average_precision_chance(labels):
+    """The mean average precision of random scores, in expectation; labels bool [N, C].
+
+    Not the share of images that show a category: the first few places weigh more than the rest,
+    and an image that shows it has itself at its own place. Bestgen 2015, PBML 103.
+    """
+    n, shown = len(labels), doubles(labels).sum(dim=0)  # [C], images that show each category
+    # Of the images before one that shows it, the share that shows it too; mean over categories.
+    others = ((shown[shown > 0] - 1) / max(1, n - 1)).mean().item()
+    harmonic = float((1 / np.arange(1, n + 1)).sum())
+    return (harmonic + others * (n - harmonic)) / n
+
+
 def compositional(image_embeds, caption_embeds, foil_embeds):
     """How often an image is nearer to its caption than to a foil of the same words; all [N, E]."""
     images, captions, foils = (doubles(e) for e in (image_embeds, caption_embeds, foil_embeds))
@@ -173,6 +204,33 @@ def wilson(hits, n, z=1.96):
     hits, n = float(hits), float(n)
     centre, spread = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
     return max(0.0, (centre - spread) / (n + z * z)), min(1.0, (centre + spread) / (n + z * z))
+
+
+def difference(hits, baseline, images):
+    """How much more often a model is right than a baseline, and whether that is shown.
+
+    hits, baseline [S, Q]: 1 where a query is answered, by S seeds that are paired in order; images
+    [Q]: the image that a query belongs to. Returns "mean", the mean difference; its 95 % intervals
+    "over_seeds" (had we trained again: paired t, Student 1908; None for a single seed) and
+    "over_images" (had we drawn others: percentile bootstrap, Efron 1979, of images with all their
+    queries); and "verdict": "gain" or "loss" where both exclude 0, else "no difference shown".
+    """
+    gaps = (doubles(hits) - doubles(baseline)).numpy()  # [S, Q]
+    mean = float(gaps.mean())
+    _, image, queries = np.unique(images, return_inverse=True, return_counts=True)  # [Q], [I]
+    sums = np.bincount(image, gaps.mean(axis=0))  # [I]
+    drawn = np.random.default_rng(0).integers(len(sums), size=(4000, len(sums)))
+    means = sums[drawn].sum(axis=1) / queries[drawn].sum(axis=1)  # [4000]
+    over_images = np.quantile(means, (0.025, 0.975)).tolist()
+    over_seeds, verdict = None, "no difference shown"
+    if len(gaps) > 1:
+        half = float(stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps.mean(axis=1)))
+        over_seeds = [mean - half, mean + half]
+        if min(over_seeds + over_images) > 0:
+            verdict = "gain"
+        if max(over_seeds + over_images) < 0:
+            verdict = "loss"
+    return {"mean": mean, "over_seeds": over_seeds, "over_images": over_images, "verdict": verdict}
 
 
 def nearest(query, gallery, k=5):

@@ -116,8 +116,7 @@ def _image_batches(tower, images, shards, batch_size):
 
     def load(rows):
         opened = (
-            images.image(i, size=tower.size) if hasattr(images, "image") else images[i]
-            for i in rows.tolist()
+            images.image(i) if hasattr(images, "image") else images[i] for i in rows.tolist()
         )
         return rows, {"pixel_values": torch.stack([tower.preprocess(image) for image in opened])}
 

@@ -46,7 +46,7 @@ def gallery(profile: Profile, count: int) -> tuple[list[Image.Image], list[str]]
     if profile.rendered and not (profile.data / "annotations").is_dir():
         scenes = [render.scene_of("val2017", i, profile.seed) for i in range(count)]
         captions = [
-            render.five_captions("val2017", i, profile.seed, scene)[0][0]
+            render.captions_of("val2017", i, profile.seed, scene)[0][0]
             for i, scene in enumerate(scenes)
         ]
         return [draw(scene)[0] for scene in scenes], captions
@@ -150,18 +150,18 @@ def save_results(
 
 
 def over_seeds(
-    runs: list[dict], ceiling: dict | None = None, chance: dict | None = None, prefix: str = ""
+    runs: list[dict], attainable: dict | None = None, chance: dict | None = None, prefix: str = ""
 ) -> dict:
     """Mean and standard deviation of each metric over runs (one dict a seed).
 
-    Chance and ceiling stand beside those that have one.
+    Chance, and what is attainable, stand beside those that have them.
     """
     result = {}
     for name in runs[0]:
         values = np.array([run[name] for run in runs], float)
         row = {"mean": values.mean(), "std": values.std(ddof=1) if len(values) > 1 else 0.0}
         row = {key: round(float(value), 5) for key, value in row.items()} | {"seeds": len(values)}
-        for key, known in (("chance", chance), ("ceiling", ceiling)):
+        for key, known in (("chance", chance), ("attainable", attainable)):
             if known and name in known:
                 row[key] = round(float(known[name]), 5)
         result[prefix + name] = row
@@ -172,5 +172,6 @@ def tuning(profile, image=True, text=True):
     """The settings with which `fit` tunes one or both towers of a profile, from trained heads."""
     rates = {"lr": 3e-4, "image_lr": profile.image_lr * image, "text_lr": profile.text_lr * text}
     sizes = {"epochs": profile.tune_epochs, "batch_size": profile.batch_size}
-    sizes |= {"patch_keep_ratio": 0.5 if image else 1.0}
+    if image:
+        sizes |= {"patch_keep_ratio": 0.5, "unmasked": 0.2}
     return {**rates, **sizes, "select": "dev_recall@1"}

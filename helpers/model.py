@@ -1,5 +1,6 @@
 """The dual encoder: two towers, which may be left out, and two small heads into one space."""
 
+import copy
 import hashlib
 import json
 import math
@@ -152,10 +153,30 @@ class CLIP(nn.Module):
         return torch.cat([torch.empty(0, self.dims["embed_dim"]), *parts])
 
 
+@torch.no_grad()
+def average_weights(before, after, alpha):
+    """A new CLIP with the weights (1 - alpha) · before + alpha · after, in evaluation mode.
+
+    before, after: two models of the same shapes; neither is changed. The device and the buffers
+    are those of `after`. An alpha of 0 or 1 gives one of the two exactly, and what is equal in both
+    stays as it is, such as a tower that was not tuned. WiSE-FT, Wortsman et al. 2021 (2109.01903).
+    ValueError names the first parameter that one of them lacks or has in another shape.
+
+    Taught in notebook 04, "Averaged weights".
+    """
+    averaged = copy.deepcopy(after).eval()
+    starts, weights = dict(before.named_parameters()), dict(averaged.named_parameters())
+    for name in starts | weights:
+        start, weight = starts.get(name), weights.get(name)
+        if start is None or weight is None or start.shape != weight.shape:
+            raise ValueError(f"{name} is missing or of another shape: average models alike")
+        weight.copy_(torch.lerp(start.to(weight.device), weight, alpha))
+    return averaged
+
+
 def head_state(model):
     """Copies of the tensors that are trained over frozen towers: both heads, scale and bias."""
-    towers = ("image_tower.", "text_tower.")
-    own = {name: t for name, t in model.state_dict().items() if not name.startswith(towers)}
+    own = {name: t for name, t in model.state_dict().items() if "_tower." not in name}
     return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in own.items()}
 
 
@@ -175,9 +196,6 @@ def load_heads(folder, image_tower=None, text_tower=None):
     or when the tensors are not those that heads.json describes.
     """
     json_path, path = Path(folder, "heads.json"), Path(folder, "heads.safetensors")
-    for needed in (json_path, path):
-        if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is missing: train heads in notebook 03")
     fix = "delete the folder and train the heads again"
     try:
         about = json.loads(json_path.read_text(encoding="utf-8"))

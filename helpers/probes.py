@@ -1,6 +1,7 @@
-"""What is in the images of COCO 2017: labels, boxes and masks, and the sets to probe a model on.
+"""What is in the images of COCO 2017, the sets to probe a model on, and what it makes of them.
 
-<root>/annotations/instances_{train,val}2017.json; MiniCOCO has <root>/probes/ in the same layout.
+<root>/annotations/instances_{train,val}2017.json; MiniCOCO has <root>/probes/ and, for dev,
+<root>/probes_dev/ in the same layout.
 """
 
 from __future__ import annotations
@@ -12,14 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from helpers import evaluation
 from helpers.data import load_split
+from helpers.features import embed_images, embed_texts
+from helpers.minicoco.sprites import COLOURS
+from helpers.model import CLIP
 from helpers.storage.caption_files import read_json
 from helpers.storage.images import open_image
 
-PROBES = ("known", "unseen_drawing", "uncaptioned", "unseen", "novel_combinations")
+# In the results, what is asked of each probe.
+TASKS = {
+    "known": "classification",
+    "unseen_drawing": "classification_unseen_drawing",
+    "uncaptioned": "zero_shot",
+    "unseen": "zero_shot_unseen",
+    "novel_combinations": "zero_shot_pairs",
+}
 
 
 class Instances:
@@ -83,20 +96,21 @@ class LabelledImages:
     def __len__(self):
         return len(self.paths)
 
-    def image(self, i, size: int | None = None) -> Image.Image:
-        """Image i; `size` as for `open_image`, for a crop at full size."""
-        if self.crop_boxes:
-            return open_image(self.paths[i]).crop(self.crop_boxes[i])
-        return open_image(self.paths[i], size)
+    def image(self, i) -> Image.Image:
+        """Image i, or the part of it that counts."""
+        image = open_image(self.paths[i])
+        return image.crop(self.crop_boxes[i]) if self.crop_boxes else image
 
 
-def load_probes(profile) -> dict[str, LabelledImages]:
-    """Single objects to classify: MiniCOCO's sets, or for COCO "known", cut out of val."""
-    root = profile.data / "probes"
+def load_probes(profile, split: str = "val") -> dict[str, LabelledImages]:
+    """Single objects to classify, for "val" or "dev": MiniCOCO's sets; of COCO "known", cut out."""
+    root = profile.data / ("probes" if split == "val" else f"probes_{split}")
     if not root.is_dir():
-        return {"known": object_crops(profile)}
+        return {"known": object_crops(profile, split)}
     probes = {}
-    for name in PROBES:
+    for name in TASKS:
+        if not (root / name).is_dir():
+            continue
         instances = Instances(root, f"instances_{name}.json")
         annotations = instances.coco.dataset["annotations"]
         files = [instances.coco.imgs[a["image_id"]]["file_name"] for a in annotations]
@@ -149,3 +163,74 @@ def load_compositional(profile) -> dict[str, tuple[LabelledImages, list[str], li
         images = LabelledImages(paths, np.zeros(len(rows), int), [kind])
         triples[kind] = images, [a["caption"] for a in rows], [a["foil"] for a in rows]
     return triples
+
+
+def classes(probe):
+    """The classes of a probe's images and each image's own among them: (names [C], labels [n])."""
+    own, labels = np.unique(probe.labels, return_inverse=True)
+    names = [probe.names[c] for c in own]
+    if probe.colours is None:
+        return names, labels
+    # Every colour with each category: both must be right.
+    colours = list(COLOURS)
+    colour_labels = np.array([colours.index(colour) for colour in probe.colours])
+    names = [f"{colour} {name}" for name in names for colour in colours]
+    return names, labels * len(colours) + colour_labels
+
+
+@torch.no_grad()
+def evaluate(profile, model: CLIP, split: str = "val") -> dict[str, dict]:
+    """All that the course reports of a model: {"text_to_image/recall@1": {"value", "chance"}, …}.
+
+    Where a value is a share of n trials, "n" stands beside it, and in "hits" which of them hit.
+    """
+    images = load_split(profile, split)
+    device, batch_size = model.logit_scale.device, profile.batch_size
+
+    def image_vectors(those):
+        features = embed_images(model.image_tower, those, batch_size)
+        return model.project_image(features.to(device)).cpu()
+
+    def text_vectors(those):
+        features = embed_texts(model.text_tower, those, batch_size)
+        return model.project_text(features.to(device)).cpu()
+
+    captions, owner = images.all_captions()
+    embeds = image_vectors(images), text_vectors(captions)
+    chance = evaluation.retrieval_chance(owner)
+    recalls = evaluation.retrieval(*embeds, owner)
+    metrics = {name: {"value": v, "chance": chance.get(name)} for name, v in recalls.items()}
+    for task, hits in evaluation.hits_at(*embeds, owner).items():
+        metrics[f"{task}/recall@1"]["hits"] = packed(hits)
+    for name, probe in load_probes(profile, split).items():
+        names, labels = classes(probe)
+        vectors = evaluation.class_embeds(text_vectors, names)
+        result = evaluation.classify(image_vectors(probe), vectors, labels)
+        for top in ("top1", "top5"):
+            row = {"value": result[top], "chance": result[f"{top}_chance"], "n": result["n"]}
+            metrics[f"{TASKS[name]}/{top}"] = row
+        hits = result["predictions"] == torch.as_tensor(labels)
+        metrics[f"{TASKS[name]}/top1"]["hits"] = packed(hits)
+    instances = Instances(profile.data, f"instances_{images.folder}.json")
+    labels = instances.labels(images.image_ids)
+    scores = embeds[0] @ evaluation.class_embeds(text_vectors, instances.names).T
+    precision = evaluation.mean_average_precision(scores, labels)
+    chance = evaluation.average_precision_chance(labels)
+    metrics["classification/map"] = {"value": precision, "chance": chance}
+    triples = load_compositional(profile).values() if split == "val" else ()
+    if triples:
+        parts = [(image_vectors(p), text_vectors(true), text_vectors(foils))
+                 for p, true, foils in triples]  # fmt: skip
+        result = evaluation.compositional(*(torch.cat(part) for part in zip(*parts)))
+        row = {"value": result["accuracy"], "chance": result["chance"], "n": result["n"]}
+        metrics["compositional/accuracy"] = row
+    return metrics
+
+
+def packed(hits) -> str:
+    """Booleans as hexadecimal digits; `unpacked` gives them back, with up to 7 zeros at the end."""
+    return np.packbits(np.asarray(hits, bool)).tobytes().hex()
+
+
+def unpacked(digits: str) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))

@@ -5,8 +5,6 @@ What a step sees is a pure function of (seed, epoch, image id), and what it draw
 the same captions and images in the same order.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -32,11 +30,11 @@ BETAS = (0.9, 0.98)  # of AdamW
 MAX_GRAD_NORM = 1.0
 DROPOUT = 4  # what a hash decides, beside those in data.py
 SELECT = ("dev_loss", "dev_recall@1", "dev_recall@5")
-NOT_SETTINGS = ("model", "train", "dev", "checkpoints", "save_every", "on_epoch")
+NOT_SETTINGS = ("model", "train", "dev", "checkpoints", "save_every", "on_row")
 
 
 class History(list):
-    """The rows of the finished epochs; interrupted: whether Ctrl-C ended the training."""
+    """The rows of all looks at dev; interrupted: whether Ctrl-C ended the training."""
 
     def __init__(self, rows, interrupted=False):
         super().__init__(rows)
@@ -58,11 +56,9 @@ def parameter_groups(model, lr, image_lr=0.0, text_lr=0.0, weight_decay=0.1):
         is_matrix = parameter.ndim in (2, 4) and id(parameter) not in embeddings
         if rate:
             decay = weight_decay if is_matrix else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
+            group = {"params": [], "lr": rate, "peak": rate, "weight_decay": decay}
+            groups.setdefault((rate, decay), group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def warmup_cosine(step, warmup, total):
@@ -97,8 +93,7 @@ def dev_metrics(model, dev, raw=()):
         losses = []
         for r in range(dev.counts.max()):  # an image with fewer captions starts over
             captions = text_embeds[dev.rows[dev.starts + r % dev.counts]]  # [N, E]
-            ids = torch.as_tensor(dev.image_ids)
-            losses.append(contrastive_loss(image_embeds, captions, **model.logits(), image_ids=ids))
+            losses.append(contrastive_loss(image_embeds, captions, **model.logits()))
         rank = ranks(text_embeds, image_embeds, dev.owner, torch.arange(len(dev)))[:, 0]  # [M]
     recall = {f"dev_recall@{k}": (rank <= k).double().mean().item() for k in (1, 5)}
     return {"dev_loss": sum(loss.item() for loss in losses) / len(losses), **recall}
@@ -130,22 +125,26 @@ def take_step(run, model, optimizer, batch, factor=1.0, patch_keep_ratio=1.0, ch
 
 
 def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, text_lr=0.0,
-        warmup=0.05, patch_keep_ratio=1.0, grad_cache_chunk=None, precision=None,
-        gradient_checkpointing=False, select="dev_loss", patience=None, seed=0,
-        checkpoints=None, save_every=None, on_epoch=None):  # fmt: skip
+        warmup=0.05, patch_keep_ratio=1.0, unmasked=0.0, grad_cache_chunk=None, precision=None,
+        gradient_checkpointing=False, dev_per_epoch=1, select="dev_loss", patience=None, seed=0,
+        checkpoints=None, save_every=None, on_row=None):  # fmt: skip
     """Train a CLIP with the loss it was made for; it ends with the weights that are best on dev.
 
     train, dev: Examples, or Embeddings where both towers stay frozen. batch_size: images that one
     loss compares, over all processes. lr, image_lr, text_lr: peak rates of heads and towers (0
     freezes a tower); they rise over the share `warmup` of all steps and fall along a cosine.
-    patch_keep_ratio: share of an image's patches that a step sees. grad_cache_chunk: rows whose
-    activations are held at once. precision: "no", "bf16", "fp16", or None for the device's best.
-    select: "dev_loss" or "dev_recall@1"; patience: epochs without a better one before the end.
-    checkpoints: a folder, written after each epoch and every `save_every` steps; a run that finds
-    its own there goes on from it. on_epoch(row) may return True to end the training.
+    patch_keep_ratio: share of an image's patches that a step sees; unmasked: share of all steps, at
+    the end, that see every patch. grad_cache_chunk: rows whose activations are held at once.
+    precision: "no", "bf16", "fp16", or None for the device's best. dev_per_epoch: looks at dev an
+    epoch; above 1 there is one before the first step too. select: "dev_loss" or "dev_recall@1",
+    which decides between all looks; patience: epochs without a better one before the end.
+    checkpoints: a folder, written after each look and every `save_every` steps; a run that finds
+    its own there goes on from it. on_row(row), called after each look, may return True to end the
+    training.
 
-    Returns a History of rows: epoch, step, train_loss, dev_loss, dev_recall@1, dev_recall@5,
-    logit_scale (the logarithm), logit_bias, losses, images_per_second (by the median step),
+    Returns a History, a row a look: epoch (passes over train so far, a float within one), step,
+    train_loss (None before the first step), dev_loss, dev_recall@1, dev_recall@5, logit_scale (the
+    logarithm), logit_bias; since the last look: losses, images_per_second (by the median step),
     seconds. Ctrl-C ends the step, writes a checkpoint and returns what is finished. ValueError for
     settings that cannot be; FloatingPointError names step and images of a loss that is not finite.
     Taught in notebook 04, "fit, the whole of it".
@@ -156,53 +155,53 @@ def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, tex
     batch_size = min(batch_size, len(train))
     epoch_steps = len(train) // batch_size  # the last, incomplete batch is left out
     total = epochs * epoch_steps
+    looks = dev_steps(epochs, epoch_steps, dev_per_epoch)
     part = (run.process_index, run.num_processes)
     with while_training(model, image_lr, text_lr, gradient_checkpointing), interruptible() as stop:
         groups = parameter_groups(model, lr, image_lr, text_lr)
         optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=run.device.type != "mps")
         saved = Checkpoints(checkpoints, model, optimizer, run, settings)
-        state = saved.resume()  # step, history, best; losses and times of the epoch's steps so far
-        best_weights = saved.best(state) or saved.trainable()
+        state = saved.resume()  # step, history, best; losses and times since the last look at dev
         prepared = run.prepare(model, optimizer)  # for several processes, and precision
         bar = tqdm(total=total, initial=state["step"], desc="training", unit="step",
                    file=sys.stdout, disable=not run.is_main_process)  # fmt: skip
         try:
-            while not (stop.is_set() or is_over(state, total, patience)):
-                epoch = len(state["history"]) + 1
-                left = range(len(state["losses"]), epoch_steps)  # fewer, resumed within an epoch
+            while not (stop.is_set() or is_over(state, looks, patience, epoch_steps)):
+                look = looks[len(state["history"])]
+                epoch, done = divmod(state["step"], epoch_steps)
+                left = range(done, done + look - state["step"])  # fewer, resumed between two looks
                 clock = time.perf_counter()
-                for batch in train.batches(model, raw, seed, epoch, batch_size, left, part):
+                for batch in train.batches(model, raw, seed, epoch + 1, batch_size, left, part):
                     torch.manual_seed(dropout_seed(seed, state["step"], run.process_index))
                     factor = warmup_cosine(state["step"], warmup * total, total)
-                    loss = take_step(
-                        run, *prepared, batch, factor, patch_keep_ratio, grad_cache_chunk
-                    )
+                    keep = patch_keep_ratio if total - state["step"] > unmasked * total else 1.0
+                    loss = take_step(run, *prepared, batch, factor, keep, grad_cache_chunk)
                     require_finite(loss, state["step"], batch["image_ids"], saved)
                     state["step"] += 1
                     state["losses"].append(loss)
                     state["times"].append(time.perf_counter() - clock)
                     clock = time.perf_counter()
-                    bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
+                    bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}", refresh=False)
                     bar.update()
                     if stop.is_set() or save_every and state["step"] % save_every == 0:
                         saved.save(state)
                     if stop.is_set():
                         break
-                if len(state["losses"]) < epoch_steps:
-                    break  # Ctrl-C: what is done of this epoch is in the checkpoint
-                row = epoch_row(model, dev, raw, state, batch_size)
+                if state["step"] < look:
+                    break  # Ctrl-C: what is done since the last look is in the checkpoint
+                row = dev_row(model, dev, raw, state, batch_size, epoch_steps)
                 require_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
                 if state["best"] is None or is_better(row, state, select):
-                    state["best"] = epoch
-                    best_weights = saved.save_best(epoch)
+                    state["best"] = len(state["history"]) + 1
+                    saved.save_best(state["best"])
                 state |= {"losses": [], "times": [], "history": [*state["history"], row]}
                 saved.save(state)
-                if on_epoch is not None and on_epoch(row):
+                if on_row is not None and on_row(row):
                     break
         finally:
             bar.close()
             run.unwrap_model(prepared[0], keep_fp32_wrapper=False)
-            model.load_state_dict(best_weights, strict=False)
+            model.load_state_dict(saved.best_weights, strict=False)
     if stop.is_set():
         run.print(f"Stopped after step {state['step']} of {total}. {saved.how_to_resume()}")
     return History(state["history"], interrupted=stop.is_set())
@@ -214,19 +213,18 @@ def prepare_run(model, train, settings):
     Moves the model to the device and adds to `settings` what the checkpoints of a run must also
     agree on. ValueError, naming the argument, for settings that cannot be.
     """
-    if settings["epochs"] < 1:
-        raise ValueError(f"epochs is {settings['epochs']}: train for 1 or more")
+    for name in ("epochs", "dev_per_epoch"):
+        if settings[name] < 1:
+            raise ValueError(f"{name} is {settings[name]}: it has to be 1 or more")
     if min(settings["batch_size"], len(train)) < 2:
         sizes = f"{settings['batch_size']}, of {len(train)} images"
         raise ValueError(f"batch_size is {sizes}: a contrastive loss compares 2 or more")
     if settings["select"] not in SELECT:
         raise ValueError(f"select is {settings['select']!r}: choose one of {', '.join(SELECT)}")
-    for side in ("image", "text"):
-        rate = settings[f"{side}_lr"]
-        if rate and train.images is None:
-            fix = "leave it at 0, or give Examples with images"
-            raise ValueError(f"{side}_lr is {rate}, but train holds cached features alone: {fix}")
     raw = [s for s in ("image", "text") if settings[f"{s}_lr"] or train.embeds is None]
+    if raw and train.images is None:
+        lr, fix = f"{raw[0]}_lr", "leave it at 0, or give Examples with images"
+        raise ValueError(f"{lr} is {settings[lr]}, but train holds cached features alone: {fix}")
     AcceleratorState._reset_state()  # else an earlier fit's precision would have to stay
     precision = settings["precision"] or best_precision()
     run = Accelerator(cpu=pick_device().type == "cpu", mixed_precision=precision)
@@ -241,27 +239,36 @@ def dropout_seed(seed, step, process):
     return int(splitmix64(DROPOUT, seed, step, process)[0] >> np.uint64(1))
 
 
-def epoch_row(model, dev, raw, state, batch_size):
-    """What `fit` reports of an epoch that has just ended."""
+def dev_steps(epochs, epoch_steps, dev_per_epoch):
+    """The steps after which `fit` looks at dev: the last of each epoch, and others in between."""
+    looks = range(0 if dev_per_epoch > 1 else 1, epochs * dev_per_epoch + 1)
+    return sorted({look * epoch_steps // dev_per_epoch for look in looks})
+
+
+def dev_row(model, dev, raw, state, batch_size, epoch_steps):
+    """What `fit` reports of the steps since the last look at dev, and of dev itself."""
     began = time.perf_counter()
-    losses, times = state["losses"], state["times"]
-    row = {"epoch": len(state["history"]) + 1, "step": state["step"]}
-    row |= {"train_loss": sum(losses) / len(losses), **dev_metrics(model, dev, raw)}
+    step, losses, times = state["step"], state["losses"], state["times"]
+    train_loss = sum(losses) / len(losses) if losses else None
+    speed = batch_size / float(np.median(times)) if times else None
+    row = {"epoch": step / epoch_steps if step % epoch_steps else step // epoch_steps, "step": step}
+    row |= {"train_loss": train_loss, **dev_metrics(model, dev, raw)}
     row |= {name: parameter.item() for name, parameter in model.logits().items()}
-    row |= {"losses": losses, "images_per_second": batch_size / float(np.median(times))}
+    row |= {"losses": losses, "images_per_second": speed}
     return row | {"seconds": sum(times) + time.perf_counter() - began}
 
 
 def is_better(row, state, select):
-    """Whether an epoch is better on dev than the best so far."""
+    """Whether a row is better on dev than the best so far."""
     best = state["history"][state["best"] - 1]
     return row[select] < best[select] if select == "dev_loss" else row[select] > best[select]
 
 
-def is_over(state, total, patience):
-    """Whether all steps are done, or `patience` epochs have gone by without a better one."""
-    waited = len(state["history"]) - (state["best"] or 0)
-    return state["step"] >= total or patience is not None and waited >= patience
+def is_over(state, looks, patience, epoch_steps):
+    """Whether dev was looked at for the last time, or `patience` epochs ago for the better."""
+    rows = state["history"]
+    waited = rows[-1]["step"] - rows[state["best"] - 1]["step"] if rows else 0
+    return len(rows) == len(looks) or patience is not None and waited >= patience * epoch_steps
 
 
 def require_finite(loss, step, image_ids, saved):

@@ -1,13 +1,14 @@
 """What holds only while a model trains, undone afterwards: gradients, dropout, patches, Ctrl-C."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from helpers.model import temporarily, training_mode
 
@@ -16,50 +17,34 @@ from helpers.model import temporarily, training_mode
 def trained_parts(model, image_lr, text_lr, gradient_checkpointing=False):
     """Inside, towers with a rate take gradients and those with a rate of 0 do not.
 
-    gradient_checkpointing: the former keep no activations, they compute them again in the backward
-    pass (Chen et al. 2016, 1604.06174). Afterwards every parameter is as it was.
+    gradient_checkpointing: layers of the former keep their input alone and are computed again in
+    the backward pass (Chen et al. 2016, 1604.06174). Afterwards every parameter is as it was.
     """
     rates = {"image_tower": image_lr, "text_tower": text_lr}
     named = [(name.split(".")[0], parameter) for name, parameter in model.named_parameters()]
-    checkpointed = []
-    if gradient_checkpointing:
-        checkpointed = [getattr(model, name).model for name, rate in rates.items() if rate]
-    with temporarily([(p, "requires_grad", bool(rates.get(part, True))) for part, p in named]):
-        for transformer in checkpointed:
-            checkpointing(transformer, "enable")({"use_reentrant": False})
+    changes = [(p, "requires_grad", bool(rates.get(part, True))) for part, p in named]
+    for name, part in model.named_modules() if gradient_checkpointing else ():
+        if rates.get(name.split(".")[0]) and isinstance(part, GradientCheckpointingLayer):
+            in_two_passes = partial(checkpoint, part.forward, use_reentrant=False)
+            changes.append((part, "forward", in_two_passes))
+    with temporarily(changes):
         try:
             yield
         finally:
-            for transformer in checkpointed:
-                checkpointing(transformer, "disable")()
-                # Left behind by transformers: a frozen tower would keep activations for nothing.
-                if hasattr(transformer, "_require_grads_hook"):
-                    transformer.disable_input_require_grads()
-            for parameter in model.parameters():
-                parameter.grad = None
-
-
-def checkpointing(model, action):
-    """transformers' method, by the name that it has since 5.20 or the one from before."""
-    names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
-    return next(getattr(model, name) for name in names if hasattr(model, name))
-
-
-def without_dropout(*towers):
-    """Inside, pretrained towers drop nothing: a contrastive batch is noise enough. Heads do."""
-    parts = [part for tower in towers if tower is not None for part in tower.modules()]
-    return temporarily([(part, "p", 0.0) for part in parts if isinstance(part, nn.Dropout)])
+            model.zero_grad()
 
 
 @contextmanager
 def while_training(model, image_lr, text_lr, gradient_checkpointing=False):
-    """Inside, the model trains: gradients in what is tuned, training mode, no dropout in towers."""
-    with (
-        trained_parts(model, image_lr, text_lr, gradient_checkpointing),
-        training_mode(model),
-        without_dropout(model.image_tower, model.text_tower),
-    ):
-        yield
+    """Inside, the model trains: gradients in what is tuned, training mode, no dropout in towers.
+
+    A contrastive batch is noise enough for pretrained towers. Heads do drop units.
+    """
+    dropouts = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Dropout)]
+    nothing_dropped = temporarily([(m, "p", 0.0) for name, m in dropouts if "_tower." in name])
+    with trained_parts(model, image_lr, text_lr, gradient_checkpointing), training_mode(model):
+        with nothing_dropped:
+            yield
 
 
 @contextmanager
@@ -96,9 +81,8 @@ def interruptible():
     interruption = threading.Event()
 
     def on_ctrl_c(*_):
-        if interruption.is_set():
-            raise KeyboardInterrupt
         interruption.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is not threading.main_thread():
         yield interruption  # only the main thread may handle signals

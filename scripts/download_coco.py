@@ -1,7 +1,5 @@
 """Fetches COCO 2017: python -m scripts.download_coco --profile coco-val"""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -99,7 +99,7 @@ def diagram(model, seed: int) -> Figure:
     """`clip_diagram` of a few scenes of val, each with its shortest caption."""
     scenes = [render.scene_of("val2017", i, seed) for i in DIAGRAM]
     captions = [
-        render.five_captions("val2017", i, seed, scene)[-1][0] for i, scene in zip(DIAGRAM, scenes)
+        render.captions_of("val2017", i, seed, scene)[-1][0] for i, scene in zip(DIAGRAM, scenes)
     ]
     images = [draw(scene)[0] for scene in scenes]
     similarity = model.encode_images(images) @ model.encode_texts(captions).T

@@ -6,8 +6,6 @@ sizes and hold no numbers. Notebook 04 counts with it, benchmarks/gpu.py trains 
     python -m scripts.memory 16     the peak, in bytes, of one real step of 16 pairs of small towers
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -50,7 +50,7 @@ def single_object(seed: int, i: int) -> tuple[np.ndarray, list[int], list[int]]:
     single = SceneObject(category, rng.choice(drawings(category)), colour, 1, x, y, size)
     variant, flip = rng.randrange(VARIANTS), rng.random() < 0.5
     image, [(_, mask)] = draw(Scene(*SETTINGS[setting], variant, flip, [single]))
-    pixels = np.asarray(image.resize((SIDE, SIDE), Image.BILINEAR, reducing_gap=2.0))
+    pixels = np.asarray(image.resize((SIDE, SIDE), Image.BILINEAR))
     rows, columns = (np.flatnonzero(mask.any(axis)) * SIDE // SIZE for axis in (1, 0))
     box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     return pixels, [CLASSES.index(category), SHADES.index(colour or "own"), setting], box
@@ -67,7 +67,7 @@ def single_objects(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, t
     images = pool(delayed(single_object)(seed, i) for i in range(count))
     bar = tqdm(images, "drawing", count, unit="image", file=sys.stdout, mininterval=9)
     for i, (image, label, box) in enumerate(bar):
-        pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+        pixels[i] = torch.tensor(image).permute(2, 0, 1)
         labels[i], boxes[i] = torch.tensor(label), torch.tensor(np.array(box))
     return pixels, labels, boxes
 

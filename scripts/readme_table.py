@@ -1,8 +1,7 @@
 """Writes README's tables from data/results/*.json, each between its two markers.
 
-Nothing in them is typed by hand. The first table holds the headline numbers; everything else that
-notebooks measure stays in the JSON files. A number that several notebooks report is taken from the
-first of them.
+Nothing in them is typed by hand. The first table holds the headline numbers of the study;
+everything else that is measured stays in the JSON files.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS, HEADLINES, METHODS = json.loads(
     Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
 ).values()
+MARKS = {"gain": " ▲", "loss": " ▼"}
 PRECISIONS = {"no": "32 bits", "bf16": "bf16", "fp16": "fp16, scaled loss"}
 
 
@@ -26,43 +26,40 @@ def markdown(head: list[str], rows: list[list[str]], caption: str) -> str:
 
 
 def number(metric: dict | None) -> str:
-    """mean ± deviation over seeds, or ± error, and the 95 % interval in brackets."""
+    """mean ± deviation over seeds, or ± error."""
     if metric is None:
         return ""
     spread = metric.get("error", metric.get("std") if metric.get("seeds", 1) > 1 else None)
-    text = f"{metric['mean']:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
-    if metric.get("interval"):
-        text += " [{:.2f}, {:.2f}]".format(*metric["interval"])
-    return text
+    return f"{metric['mean']:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
 def bound(metric: dict, name: str) -> str:
     return "" if metric.get(name) is None else f"{metric[name]:.3f}"
 
 
-def table(results: list[dict], study: dict | None = None) -> str:
-    """The Markdown table of `results`, the parsed JSON files in the order of their notebooks.
+def table(study: dict | None) -> str:
+    """The Markdown table of data/results/study.json: a column a model, a row a question.
 
-    study: the file of the study, the source of some of these numbers, for the machine it ran on.
+    A mark says that tuning has changed a number beyond luck, by the rule of `difference`.
     """
-    metrics = {}
-    for result in results:
-        metrics = result["metrics"] | metrics
+    if study is None:
+        return "No results yet: `make study` measures them."
+    metrics = study["metrics"]
     models = [m for m in MODELS if any(f"{m}/{headline}" in metrics for headline in HEADLINES)]
-    if not models:
-        return "No results yet: `make outputs` measures them."
-    rows = []
+    rows, seeds = [], set()
     for headline, label in HEADLINES.items():
         cells = [metrics.get(f"{model}/{headline}") for model in models]
-        if first := next(filter(None, cells), None):
-            chance, ceiling = bound(first, "chance"), bound(first, "ceiling")
-            rows.append([label, chance, *map(number, cells), ceiling])
-    machines = [result["machine"] for result in [*results, *([study] if study else [])]]
-    machines = sorted({f"{machine['cpu']}, {machine['cores']} cores" for machine in machines})
-    profiles = sorted({result["profile"] for result in results})
-    caption = f"Profile {', '.join(profiles)}, measured on {'; '.join(machines)}. Mean ± standard "
-    caption += "deviation over seeds; brackets: 95 % confidence interval. Made by `make readme`."
-    return markdown(["", "Chance", *(MODELS[m] for m in models), "Ceiling"], rows, caption)
+        if all(cells):
+            marked = [number(c) + MARKS.get(c.get("change", {}).get("verdict"), "") for c in cells]
+            ends = [bound(cells[0], name) for name in ("chance", "attainable")]
+            rows.append([label, ends[0], *marked, ends[1]])
+            seeds |= {cell["seeds"] for cell in cells}
+    machine = study["machine"]
+    caption = f"Profile {study['profile']}, {' or '.join(map(str, sorted(seeds)))} seeds, "
+    caption += f"{machine['cpu']}, {machine['cores']} cores. Mean ± standard deviation over "
+    caption += "seeds; ▲ gain and ▼ loss against the heads alone, where the 95 % intervals over "
+    caption += "seeds and over pictures both exclude 0. Made by `make readme`."
+    return markdown(["", "Chance", *(MODELS[m] for m in models), "Attainable"], rows, caption)
 
 
 def maps_table(metrics: dict) -> str:
@@ -118,8 +115,7 @@ def filled(readme: str) -> str:
     """`readme` with every table as data/results says."""
     paths = sorted((ROOT / "data/results").glob("*.json"))
     files = {path.stem: json.loads(path.read_text()) for path in paths}
-    notebooks = [result for name, result in files.items() if name.isdigit()]
-    readme = fill(readme, "results", table(notebooks, files.get("study")))
+    readme = fill(readme, "results", table(files.get("study")))
     readme = fill(readme, "maps", maps_table(files.get("07", {}).get("metrics", {})))
     return fill(readme, "gpu", gpu_table(files.get("gpu")))
 

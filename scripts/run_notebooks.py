@@ -7,8 +7,6 @@ Stops at the first error with the notebook, the cell and the traceback. In place
 and checked like all cells, and saved without what they print, which would give the answer away.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

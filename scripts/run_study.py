@@ -1,13 +1,14 @@
-"""The experiments too long for a notebook, run once: `make study`. It goes on where it was killed.
+"""The experiments too long for a notebook: `make study`, some six hours on two cores.
 
-Four settings of fine-tuning (nothing, either tower or both unlocked) and SigLIP against InfoNCE on
-both towers: the same data order, pooling, batch size and seeds for all. Everything is measured on
-val once, when a run has ended.
+A run is one job: train, average, measure, keep the row. The rows stand in `<results>/study.json`,
+each with a fingerprint of its data and recipe; those whose fingerprint still holds are not run
+again, so the study goes on where it was stopped. Every choice looks at dev alone.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import platform
@@ -21,184 +22,263 @@ import transformers
 
 from helpers import evaluation, load_or_build
 from helpers.config import Profile, get_profile, machine
-from helpers.features import embed_images, embed_texts
+from helpers.data import Examples
+from helpers.features import extract_embeddings
 from helpers.minicoco import render
-from helpers.minicoco.sprites import COLOURS
-from helpers.model import CLIP, SIGLIP_START, load_model, save_model
-from helpers.probes import Instances, load_compositional, load_probes
-from helpers.storage.files import atomic_write, replace_when_complete
+from helpers.model import CLIP, SIGLIP_START, average_weights, load_model, save_model
+from helpers.probes import evaluate, unpacked
+from helpers.storage.checkpoints import weights_digest
+from helpers.storage.files import atomic_write
 from helpers.training import fit
 
-# Name in the results: (where it starts, is the image tower tuned, is the text tower tuned).
+# Name in the results: where it starts, whether image tower and text tower are tuned, seeds.
 SETTINGS = {
-    "projection": (None, False, False),
-    "finetuned-image": ("projection", True, False),
-    "finetuned-text": ("projection", False, True),
-    "finetuned": ("projection", True, True),
-    "siglip-projection": (None, False, False),
-    "siglip": ("siglip-projection", True, True),
+    "projection": (None, False, False, 5),
+    "siglip-projection": (None, False, False, 5),
+    "finetuned": ("projection", True, True, 5),
+    "siglip-finetuned": ("siglip-projection", True, True, 5),
+    "finetuned-image": ("projection", True, False, 3),
+    "finetuned-text": ("projection", False, True, 3),
 }
-TASKS = {
-    "known": "classification",
-    "unseen_drawing": "classification_unseen_drawing",
-    "uncaptioned": "zero_shot",
-    "unseen": "zero_shot_unseen",
-    "novel_combinations": "zero_shot_pairs",
-}
+# The same steps on a share of train's images: name, share, seeds.
+GROWTH = [(name, share, seeds) for share in (1 / 15, 1 / 4)
+          for name, seeds in (("projection", 5), ("finetuned", 2))]  # fmt: skip
+CALM = SIGLIP_START | {"logit_bias": -math.log(511)}  # step 0 neither pulls nor pushes: notebook 05
+DEV_LOOKED_AT = 500  # images, while towers are tuned; every choice between runs looks at all of dev
+ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0)  # shares of the tuned weights in an average
+DECLARED = ("text_to_image/recall@1", "image_to_text/recall@1")
 
 
-def classes(probe):
-    """The classes of a probe's images and each image's own among them: (names [C], labels [n])."""
-    own, labels = np.unique(probe.labels, return_inverse=True)
-    names = [probe.names[c] for c in own]
-    if probe.colours is None:
-        return names, labels
-    # Every colour with each category: both must be right.
-    colours = list(COLOURS)
-    colour_labels = np.array([colours.index(colour) for colour in probe.colours])
-    names = [f"{colour} {name}" for name in names for colour in colours]
-    return names, labels * len(colours) + colour_labels
+def jobs(profile: Profile) -> list[tuple[str, float, int]]:
+    """Every run, in the order in which they are done: (setting, share of train's images, seed)."""
+    most = 2 * profile.seeds - 1  # five where notebooks train three, one where they train one
+    rows = [(name, 1, seed) for seed in range(most)
+            for name, (*_, seeds) in SETTINGS.items() if seed < seeds]  # fmt: skip
+    for name, share, seeds in GROWTH:
+        rows += [(name, share, seed) for seed in range(min(seeds, most))]
+    return rows
 
 
-@torch.no_grad()
-def evaluate(profile: Profile, model: CLIP) -> dict[str, dict]:
-    """All that the course reports of a model: {"text_to_image/recall@1": {"value", "chance"}, …}.
-
-    Where a value is a share of n trials, "n" stands beside it.
-    """
-    val = load_or_build.data(profile, "val")
-    device, batch_size = model.logit_scale.device, profile.batch_size
-
-    def images(those):
-        features = embed_images(model.image_tower, those, batch_size)
-        return model.project_image(features.to(device)).cpu()
-
-    def texts(those):
-        features = embed_texts(model.text_tower, those, batch_size)
-        return model.project_text(features.to(device)).cpu()
-
-    captions, owner = val.all_captions()
-    image_embeds, chance = images(val), evaluation.retrieval_chance(owner)
-    recalls = evaluation.retrieval(image_embeds, texts(captions), owner)
-    metrics = {name: {"value": v, "chance": chance.get(name)} for name, v in recalls.items()}
-    for name, probe in load_probes(profile).items():
-        names, labels = classes(probe)
-        result = evaluation.classify(images(probe), evaluation.class_embeds(texts, names), labels)
-        for top in ("top1", "top5"):
-            row = {"value": result[top], "chance": result[f"{top}_chance"], "n": result["n"]}
-            metrics[f"{TASKS[name]}/{top}"] = row
-    instances = Instances(profile.data, f"instances_{profile.val_folder}.json")
-    labels = instances.labels(val.image_ids)
-    scores = image_embeds @ evaluation.class_embeds(texts, instances.names).T
-    prevalence = float(labels[:, labels.any(axis=0)].mean())
-    precision = evaluation.mean_average_precision(scores, labels)
-    metrics["classification/map"] = {"value": precision, "chance": prevalence}
-    triples = load_compositional(profile).values()
-    if triples:
-        embeds = [(images(probe), texts(true), texts(foils)) for probe, true, foils in triples]
-        result = evaluation.compositional(*(torch.cat(parts) for parts in zip(*embeds)))
-        row = {"value": result["accuracy"], "chance": result["chance"], "n": result["n"]}
-        metrics["compositional/accuracy"] = row
-    return metrics
+def recipe(profile: Profile, name: str, share: float = 1) -> dict:
+    """The arguments with which `fit` trains a setting: as many steps, whatever the share."""
+    start, image, text, _ = SETTINGS[name]
+    settings = {"epochs": profile.head_epochs, "batch_size": 512, "patience": 10}
+    if start is not None:
+        settings = load_or_build.tuning(profile, image, text)
+    return settings | {"epochs": round(settings["epochs"] / share)}
 
 
-def start_of(profile: Profile, name: str, seed: int, folder: Path) -> tuple[CLIP, dict]:
-    """The model with which a setting starts, and the arguments with which `fit` trains it."""
-    start, *tuned = SETTINGS[name]
+def fingerprint(profile: Profile, name: str, share: float = 1) -> str:
+    """Changes with the captions, the pretrained towers and the recipe of a run and of its start."""
+    towers = [weights_digest(tower) for tower in load_or_build.towers(profile)]
+    splits = [load_or_build.data(profile, split) for split in ("train", "dev", "val")]
+    data = [hashlib.sha256(split.annotation_file.read_bytes()).hexdigest() for split in splits]
+    start = SETTINGS[name][0]
+    content = [towers, data, name, share, recipe(profile, name, share), ALPHAS]
+    if start is not None:
+        content.append(fingerprint(profile, start, share))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def first_images(profile: Profile, examples: Examples, count: int) -> Examples:
+    """The first images of a split, to train on or to look at."""
+    images = examples.images.subset(examples.image_ids[:count])
     towers = load_or_build.towers(profile)
+    embeds = extract_embeddings(*towers, images, profile.cache, profile.batch_size)
+    return Examples(images, embeds)
+
+
+def trained(profile: Profile, name: str, seed: int, share: float = 1) -> tuple[CLIP, list[dict]]:
+    """The model of a run and the history of its training, from the cache where it is there."""
+    towers = load_or_build.towers(profile)
+    folder = profile.cache / "study" / f"{name}-{seed}-{fingerprint(profile, name, share)}"
+    if (folder / "heads.json").is_file():
+        model, meta = load_model(folder, *towers)
+        return model, meta["history"]
+    start, *tuned, _ = SETTINGS[name]
     if start is not None:
         # Copied, since its towers are shared with other models.
-        model = copy.deepcopy(load_model(folder / f"{start}-{seed}", *towers)[0])
-        return model, load_or_build.tuning(profile, *tuned)
-    torch.manual_seed(seed)
-    batch_size = min(512, profile.train_images or 512)
-    # Step 0 of SigLIP neither pulls nor pushes: notebook 05, "Where bias and factor start".
-    calm = SIGLIP_START | {"logit_bias": -math.log(batch_size - 1)}
-    dims = towers[0].dim, towers[1].dim, profile.embed_dim
-    model = CLIP(*dims, *towers, **(calm if name.startswith("siglip") else {}))
-    return model, {"epochs": profile.head_epochs, "batch_size": batch_size, "patience": 10}
-
-
-def one_run(profile: Profile, name: str, seed: int, folder: Path) -> dict:
-    """Train one setting with one seed, keep the model in `folder`, measure it."""
-    print(f"== {name}, seed {seed}", flush=True)
-    model, settings = start_of(profile, name, seed, folder)
+        model = copy.deepcopy(trained(profile, start, seed, share)[0])
+    else:
+        torch.manual_seed(seed)
+        dims = towers[0].dim, towers[1].dim, profile.embed_dim
+        model = CLIP(*dims, *towers, **(CALM if name.startswith("siglip") else {}))
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
-    checkpoints = folder / f"{name}-{seed}.checkpoints"
-    settings |= {"seed": seed, "checkpoints": checkpoints, "save_every": 20}
-    history = fit(model, train, dev, **settings)
+    if share < 1:
+        train = first_images(profile, train, round(share * len(train)))
+    if start is not None:  # several looks an epoch at all of dev would take as long as the epoch
+        dev = first_images(profile, dev, min(DEV_LOOKED_AT, len(dev)))
+    checkpoints = folder.with_suffix(".checkpoints")
+    settings = recipe(profile, name, share) | {"checkpoints": checkpoints, "save_every": 40}
+    history = fit(model, train, dev, seed=seed, **settings)
     if history.interrupted:
         raise KeyboardInterrupt
-    towers = zip(("image_tower", "text_tower"), SETTINGS[name][1:], strict=True)
-    meta = {"profile": profile.name, "setting": name, "seed": seed}
-    tuned = [tower for tower, yes in towers if yes]
-    save_model(model.cpu(), folder / f"{name}-{seed}", meta, tuned)
-    began = time.perf_counter()
-    row = {"seed": seed, "metrics": evaluate(profile, model.eval()), "history": history}
-    # By the speed of the median step, so that a machine that was busy for a while counts nothing.
-    row["seconds"] = round(sum(len(train) / epoch["images_per_second"] for epoch in history), 1)
-    seconds = sum(epoch["seconds"] for epoch in history) + time.perf_counter() - began
-    row["minutes"] = round(seconds / 60, 2)
+    names = [side for side, yes in zip(("image_tower", "text_tower"), tuned, strict=True) if yes]
+    save_model(model.cpu(), folder, {"seed": seed, "setting": name, "history": history}, names)
     shutil.rmtree(checkpoints)
-    return row
+    return model.eval(), history
 
 
-def summarise(profile: Profile, runs: dict[str, list[dict]]) -> dict:
-    """Mean and deviation over seeds of every metric, beside its chance, ceiling and interval."""
+def one_run(profile: Profile, name: str, seed: int, share: float) -> dict:
+    """Train one setting with one seed, average, measure: a row of the study."""
+    print(f"== {name}, seed {seed}, {share:.2g} of the images", flush=True)
+    began = time.perf_counter()
+    model, history = trained(profile, name, seed, share)
+    start = SETTINGS[name][0]
+    averages = {1.0: model}
+    if start is not None:
+        before = trained(profile, start, seed, share)[0]
+        averages = {a: average_weights(before, model, a) for a in ALPHAS if a > 0}
+    measured = {
+        str(alpha): {split: evaluate(profile, average, split) for split in ("dev", "val")}
+        for alpha, average in averages.items()
+    }
+    minutes = (sum(row["seconds"] for row in history) + time.perf_counter() - began) / 60
+    return {
+        "name": name,
+        "seed": seed,
+        "share": share,
+        "fingerprint": fingerprint(profile, name, share),
+        "machine": machine(),
+        "minutes": round(minutes, 1),
+        "history": history,
+        "measured": measured,
+    }
+
+
+def tables_of(runs: list[dict], alpha: float, split: str) -> list[dict]:
+    """What was measured of runs averaged with alpha, a table a seed."""
+    return [row["measured"][str(float(alpha))][split] for row in runs]
+
+
+def choose_alpha(runs: list[dict], start: list[dict]) -> float:
+    """The share of the tuned weights, by a rule fixed before the runs.
+
+    Of ALPHAS the one with the largest dev recall@1, mean of both ways and of all seeds, among those
+    that lose at most one point on each probe of dev. start: the runs that were not tuned, alpha 0.
+    """
+    means = {}
+    for alpha in ALPHAS:
+        tables = tables_of(runs, alpha, "dev") if alpha else tables_of(start, 1, "dev")
+        means[alpha] = {
+            name: np.mean([table[name]["value"] for table in tables]) for name in tables[0]
+        }
+    probes = [name for name in means[0.0] if name.endswith(("/top1", "/map"))]
+    allowed = [
+        alpha
+        for alpha, mean in means.items()
+        if all(mean[name] >= means[0.0][name] - 0.01 for name in probes)
+    ]
+    return max(allowed, key=lambda alpha: sum(means[alpha][name] for name in DECLARED))
+
+
+def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
+    """What `<results>/study.json` says of the rows: (metrics by name, the alpha of each loss).
+
+    Each metric on val with mean and deviation over seeds, chance, what is attainable, and, where
+    hits are known, how it differs from the runs that were not tuned.
+    """
+    val = load_or_build.data(profile, "val")
+    queries = {"text_to_image": val.all_captions()[1], "image_to_text": np.arange(len(val))}
     scenes_known = (profile.data / f"annotations/scenes_{profile.val_folder}.json").is_file()
-    ceiling = render.ceilings(profile.data, profile.val_folder)["all"] if scenes_known else {}
-    metrics = {}
-    for name, rows in runs.items():
-        for metric, first in rows[0]["metrics"].items() if rows else ():
-            values = [row["metrics"][metric]["value"] for row in rows]
-            entry = {"mean": float(np.mean(values))}
-            entry["std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            entry |= {"seeds": len(values), "values": values}
-            entry |= {key: first[key] for key in ("chance", "n") if first.get(key) is not None}
-            if metric in ceiling:
-                entry["ceiling"] = ceiling[metric]
-            if "n" in first:
-                entry["interval"] = evaluation.wilson(entry["mean"] * first["n"], first["n"])
-            metrics[f"{name}/{metric}"] = entry
-    return metrics
+    attainable = {}
+    if scenes_known:
+        attainable = render.attainable_recall(profile.data, profile.val_folder)["all"]
+    alphas, metrics = {}, {}
+    for name, share in dict.fromkeys(job[:2] for job in jobs(profile)):
+        runs = [row for row in rows if (row["name"], row["share"]) == (name, share)]
+        if not runs:
+            continue
+        label = name if share == 1 else f"{name}@{round(share * profile.train_images)}"
+        tables, before = {label: tables_of(runs, 1, "val")}, None
+        start = SETTINGS[name][0]
+        if start is not None:
+            seeds = [row["seed"] for row in runs]
+            same = [row for row in rows if (row["name"], row["share"]) == (start, share)]
+            same = [row for row in same if row["seed"] in seeds]
+            before = tables_of(same, 1, "val")
+            if name.endswith("finetuned") and share == 1:
+                alphas[start] = choose_alpha(runs, same)
+            alpha = alphas[start]
+            tables[f"{label}-averaged"] = tables_of(runs, alpha, "val") if alpha else before
+        for model, measured in tables.items():
+            for metric in measured[0]:
+                entry = over_runs([table[metric] for table in measured])
+                if metric in attainable:
+                    entry["attainable"] = attainable[metric]
+                if before is not None and "hits" in measured[0][metric]:
+                    images = queries.get(metric.split("/")[0], np.arange(entry.get("n", 0)))
+                    entry["change"] = change(measured, before, metric, images)
+                metrics[f"{model}/{metric}"] = entry
+    return metrics, alphas
+
+
+def over_runs(cells: list[dict]) -> dict:
+    """One metric over seeds: mean, deviation, values, and what the cells say of chance and n."""
+    values = [cell["value"] for cell in cells]
+    entry = {"mean": float(np.mean(values))}
+    entry["std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    entry |= {"seeds": len(values), "values": values}
+    entry |= {key: cells[0][key] for key in ("chance", "n") if cells[0].get(key) is not None}
+    if "n" in entry:
+        entry["interval"] = evaluation.wilson(entry["mean"] * entry["n"], entry["n"])
+    return entry
+
+
+def change(tables: list[dict], before: list[dict], metric: str, images) -> dict:
+    """`evaluation.difference` of one metric between tuned runs and those they started from."""
+    hits, baseline = (
+        np.stack([unpacked(table[metric]["hits"])[: len(images)] for table in some])
+        for some in (tables, before)
+    )
+    return evaluation.difference(hits, baseline, images)
 
 
 def study(profile: Profile) -> Path:
     """Run what is missing and write `<results>/study.json` after every run."""
-    folder, runs = profile.cache / "study", {name: [] for name in SETTINGS}
-    for seed in range(profile.seed, profile.seed + profile.seeds):
-        for name in SETTINGS:
-            path = folder / f"{name}-{seed}.json"
-            if not path.is_file():
-                atomic_write(path, json.dumps(one_run(profile, name, seed, folder), indent=1))
-            runs[name].append(json.loads(path.read_text()))
-            write_results(profile, runs)
-    keep_best(profile)
-    return write_results(profile, runs)
+    path = Path(profile.results, "study.json")
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    holding = {
+        (name, share): fingerprint(profile, name, share)
+        for name, share in dict.fromkeys(job[:2] for job in jobs(profile))
+    }
+    rows = [row for row in rows if holding.get((row["name"], row["share"])) == row["fingerprint"]]
+    done = {(row["name"], row["share"], row["seed"]) for row in rows}
+    for name, share, seed in jobs(profile):
+        if (name, share, seed) not in done:
+            rows.append(one_run(profile, name, seed, share))
+            alphas = write_results(profile, rows)
+            if name == "finetuned" and share == 1:
+                keep_best(profile, rows, alphas["projection"])
+    write_results(profile, rows)
+    return path
 
 
-def keep_best(profile: Profile, name: str = "finetuned-image") -> Path:
-    """Put the run of `name` that is best on dev where `load_or_build.finetuned` looks."""
-    paths = sorted((profile.cache / "study").glob(f"{name}-*.json"))
-    rows = [json.loads(path.read_text()) for path in paths]
-    best = max(rows, key=lambda row: max(epoch["dev_recall@1"] for epoch in row["history"]))
-    destination = profile.trained / "finetuned"
-    with replace_when_complete(destination) as partial:
-        shutil.copytree(profile.cache / "study" / f"{name}-{best['seed']}", partial)
-    return destination
+def keep_best(profile: Profile, rows: list[dict], alpha: float) -> None:
+    """Put the averaged model that is best on dev where `load_or_build.finetuned` looks."""
+    runs = [row for row in rows if (row["name"], row["share"]) == ("finetuned", 1)]
+    if alpha == 0:
+        return
+    tables = tables_of(runs, alpha, "dev")
+    recalls = [sum(table[name]["value"] for name in DECLARED) for table in tables]
+    seed = runs[int(np.argmax(recalls))]["seed"]
+    pair = [trained(profile, name, seed)[0] for name in ("projection", "finetuned")]
+    meta = {"profile": profile.name, "seed": seed, "alpha": alpha}
+    save_model(average_weights(*pair, alpha), profile.trained / "finetuned", meta)
 
 
-def write_results(profile: Profile, runs: dict) -> Path:
-    """Write `<results>/study.json`."""
-    minutes = round(sum(row["minutes"] for rows in runs.values() for row in rows), 1)
+def write_results(profile: Profile, rows: list[dict]) -> dict[str, float]:
+    """Write `<results>/study.json`; returns the alpha of each loss."""
+    metrics, alphas = summarise(profile, rows)
+    minutes = round(sum(row["minutes"] for row in rows), 1)
     versions = {package.__name__: package.__version__ for package in (torch, transformers)}
     versions["python"] = platform.python_version()
     content = {"notebook": "study", "profile": profile.name, "machine": machine()}
     content |= {"minutes": minutes, "seconds": round(60 * minutes), "versions": versions}
-    content |= {"metrics": summarise(profile, runs), "runs": runs}
+    content |= {"alphas": alphas, "metrics": metrics, "rows": rows}
     path = Path(profile.results, "study.json")
     atomic_write(path, json.dumps(content, indent=1) + "\n")
-    return path
+    return alphas
 
 
 if __name__ == "__main__":

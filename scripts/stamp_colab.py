@@ -3,8 +3,6 @@
 make colab REPO=owner/name
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,12 +1,13 @@
 """Train on a profile: heads on cached features, then the towers that --tune names.
 
+The weights before and after tuning, averaged, are the model. WiSE-FT, Wortsman et al. 2021.
+
     python -m scripts.train --help
     accelerate launch -m scripts.train --profile coco --loss siglip
 """
 
-from __future__ import annotations
-
 import argparse
+import copy
 import gc
 import json
 import sys
@@ -17,7 +18,7 @@ from accelerate import PartialState
 
 from helpers import load_or_build
 from helpers.config import get_profile, pick_device
-from helpers.model import CLIP, SIGLIP_START, save_model
+from helpers.model import CLIP, SIGLIP_START, average_weights, save_model
 from helpers.storage.files import atomic_write
 from helpers.training import fit
 
@@ -33,6 +34,7 @@ def arguments(argv):
     add("--lr", type=float, help="peak learning rate of the heads while towers are tuned")
     add("--image-lr", type=float, help="of the image tower")
     add("--text-lr", type=float, help="of the text tower")
+    add("--alpha", type=float, help="share of the tuned weights in the averaged model")
     add("--grad-cache-chunk", type=int, help="rows whose activations are held at once")
     add("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     add("--precision", choices=("no", "bf16", "fp16"), help="default: the device's best")
@@ -71,17 +73,21 @@ def main(argv=None):
     histories = {"heads": finished(fit(model, train, dev, **settings, **shared))}
     tuned = [side for side in ("image", "text") if args.tune in (side, "both")]
     if tuned:
+        before = copy.deepcopy(model.cpu())
         settings = load_or_build.tuning(profile, "image" in tuned, "text" in tuned)
-        for name in ("epochs", "batch_size", "lr", *(f"{side}_lr" for side in tuned)):
-            value = getattr(args, name)
-            settings |= {} if value is None else {name: value}
-        for name in ("grad_cache_chunk", "gradient_checkpointing", "save_every"):
-            settings[name] = getattr(args, name)
+        names = ["epochs", "batch_size", "lr", *(f"{side}_lr" for side in tuned)]
+        names += ["grad_cache_chunk", "gradient_checkpointing", "save_every"]
+        settings |= {k: v for k, v in vars(args).items() if k in names and v is not None}
         settings["checkpoints"] = output / "towers"
         histories["towers"] = finished(fit(model, train, dev, **settings, **shared))
     if PartialState().is_main_process:
         meta = {"profile": profile.name, "seed": seed}
-        save_model(model.cpu(), output / "model", meta, [f"{side}_tower" for side in tuned])
+        parts = [f"{side}_tower" for side in tuned]
+        if tuned:
+            save_model(model.cpu(), output / "tuned", meta, parts)
+            meta["alpha"] = profile.alpha if args.alpha is None else args.alpha
+            model = average_weights(before, model, meta["alpha"])
+        save_model(model.cpu(), output / "model", meta, parts)
         atomic_write(output / "history.json", json.dumps(histories, indent=1))
         print(f"The model is in {output / 'model'}, its history beside it.")
     # The group's threads must end before Python does; what fit has left in cycles holds the group.

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.attention import METHODS
-from helpers.viz import attention_explorer, controls, figures
+from helpers.viz import attention_explorer, figures
 from helpers.viz.attention_explorer import FILE, GALLERY, PATCH, SCENE, UNREAD
 from helpers.viz.widgets import explorer
 from tests.tiny import deep_model
@@ -125,8 +125,9 @@ def test_a_scene_is_composed_with_captions_of_its_own(widget):
 
 
 def test_a_file_is_asked_for_opened_once_and_explored(widget, monkeypatch):
-    calls, opened = [], controls.opened
-    monkeypatch.setattr(controls, "opened", lambda file: calls.append(file.name) or opened(file))
+    calls, read = [], attention_explorer.open_image
+    counted = lambda file: calls.append(file.name) or read(file)  # noqa: E731
+    monkeypatch.setattr(attention_explorer, "open_image", counted)
     before = widget.image.value
     put(widget, origin=FILE)
     assert "Upload a picture" in widget.message.value and widget.image.value == before

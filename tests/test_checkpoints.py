@@ -49,12 +49,13 @@ RUN = """
 
 
 def run(data, folder, embed_dim=8, **changes):
-    """Both towers, SigLIP, dropout in the heads: three epochs of three steps."""
+    """Both towers, SigLIP, dropout in the heads: three epochs of three steps, two looks at each."""
     torch.manual_seed(0)
     model = CLIP(16, 16, embed_dim, image_tower(), text_tower(), logit_bias=-10.0)
     examples = Examples(CaptionedImages(data, "val2017"))
     settings = {"epochs": 3, "batch_size": 4, "image_lr": 1e-3, "text_lr": 1e-3}
-    settings |= {"save_every": 2, "select": "dev_recall@1", "checkpoints": folder}
+    settings |= {"save_every": 2, "select": "dev_recall@1", "dev_per_epoch": 2}
+    settings["checkpoints"] = folder
     return fit(model, examples, examples, **{**settings, **changes}), model
 
 
@@ -78,8 +79,9 @@ def assert_same(weights, expected):
     assert all(weights[name].equal(tensor) for name, tensor in expected.items())
 
 
-# In a step: the first epoch's, the second's; or while a checkpoint is written.
-KILLED = [(1, "step"), (4, "step"), (5, "step"), (4, "write"), (6, "write")]
+# In a step, after a look at dev (they follow the steps 0, 1, 3, 4, 6, 7 and 9) or between two; or
+# while a checkpoint is written.
+KILLED = [(2, "step"), (4, "step"), (5, "step"), (0, "write"), (4, "write"), (6, "write")]
 
 
 @pytest.mark.parametrize("when, where", KILLED)
@@ -87,7 +89,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, w
     data, losses, final = uninterrupted
     train(data, tmp_path, when, where, status=-9)
     assert not (tmp_path / "losses.txt").exists()
-    assert ("Going on from step-0000000" in train(data, tmp_path)) == (when > 1)
+    assert ("Going on from step-0000000" in train(data, tmp_path)) == (when > 0)
     assert (tmp_path / "losses.txt").read_text() == losses
     assert_same(load_file(tmp_path / "final.safetensors"), final)
     assert not list(tmp_path.glob(".*"))

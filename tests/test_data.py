@@ -183,26 +183,15 @@ TURNED = [(1, (LEFT, RIGHT)), (3, (RIGHT, LEFT)), (6, (LEFT, (5, 60))), (8, ((5,
 
 
 @pytest.mark.parametrize("orientation, places", TURNED)
-@pytest.mark.parametrize("size, shrink", [(None, 1), (16, 2)])
-def test_exif_turns_the_image_upright(tmp_path, orientation, places, size, shrink):
+def test_exif_turns_the_image_upright(tmp_path, orientation, places):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     halves().save(tmp_path / "x.jpg", exif=exif, quality=95)
-    image = open_image(tmp_path / "x.jpg", size)
-    assert sorted(image.size) == [32 // shrink, 64 // shrink]
-    assert (image.width > image.height) == (orientation < 5)
-    assert_halves(image, places=[(x // shrink, y // shrink) for x, y in places])
+    image = open_image(tmp_path / "x.jpg")
+    assert image.size == ((64, 32) if orientation < 5 else (32, 64))
+    assert_halves(image, places=places)
     # Not to be turned again.
     assert image.getexif().get(ORIENTATION, 1) == 1
-
-
-@settings(max_examples=40, **SHARED)
-@given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 300))
-def test_draft_never_decodes_below_size(tmp_path, width, height, size):
-    Image.new("RGB", (width, height), RED).save(tmp_path / "x.jpg")
-    small = open_image(tmp_path / "x.jpg", size)
-    assert small.width >= min(size, width) and small.height >= min(size, height)
-    assert open_image(tmp_path / "x.jpg").size == (width, height)
 
 
 BOMBS = {
@@ -223,9 +212,8 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, widt
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
     monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
-    for size in (None, 64):
-        with pytest.raises(OSError, match=rf"bomb\.png {BOMBS[width, height]}"):
-            open_image(path, size)
+    with pytest.raises(OSError, match=rf"bomb\.png {BOMBS[width, height]}"):
+        open_image(path)
 
 
 BROKEN = {

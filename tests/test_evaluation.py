@@ -1,5 +1,6 @@
-"""Ranks against a brute-force ranking, ties included; classification, intervals, swapped words."""
+"""Ranks against a brute-force ranking, chance against all orders, intervals against scipy's."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from helpers.evaluation import (
     TEMPLATES,
+    average_precision_chance,
     class_embeds,
     classify,
     compositional,
+    difference,
+    hits_at,
     mean_average_precision,
     prompt,
     ranks,
@@ -72,6 +77,8 @@ def test_retrieval_is_the_brute_force_ranking_in_any_number_type(gallery, number
     images, texts = NUMBER_TYPES[number_type](images), NUMBER_TYPES[number_type](texts)
     assert retrieval(images, texts, owner) == pytest.approx(expected)
     assert retrieval(images, texts, torch.tensor(owner).to(torch.uint8)) == pytest.approx(expected)
+    for task, hits in hits_at(images, texts, owner, k=5).items():
+        assert hits.double().mean() == pytest.approx(expected[f"{task}/recall@5"])
 
 
 def pairs(n=40, captions=5, dim=16, seed=0):
@@ -94,9 +101,6 @@ def test_perfect_embeddings_score_one_and_constant_ones_nothing():
 def test_random_embeddings_score_chance():
     images, texts, owner = pairs(n=300, dim=300)
     chance = retrieval_chance(owner)
-    missed = math.prod((1490 - i) / (1500 - i) for i in range(5))
-    assert chance["text_to_image/recall@1"] == 1 / 300
-    assert chance["image_to_text/recall@10"] == pytest.approx(1 - missed)
     for number_type in (torch.uint8, torch.int32, torch.bfloat16):
         small = owner[:500].to(number_type)
         assert retrieval_chance(small) == retrieval_chance(owner[:500].numpy())
@@ -104,7 +108,27 @@ def test_random_embeddings_score_chance():
     for name, value in chance.items():
         assert metrics[name] == pytest.approx(value, abs=0.035)
     assert metrics["text_to_image/median_rank"] == pytest.approx(150, abs=20)
-    assert set(retrieval_chance([0, 0, 1], ks=(5,)).values()) == {1.0}  # fewer items than k
+
+
+def test_chance_is_the_mean_over_all_orders():
+    owner = np.array([0, 0, 2, 3, 4])  # image 1 has no caption: it can be found and never asks
+    labels = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 0], [0, 1, 0], [0, 1, 0]])
+    orders = np.array(list(itertools.permutations(range(5))))  # [120, 5]
+    for k in (1, 2, 3, 4, 9):
+        found = [(orders[:, :k] == 3).any(axis=1).mean()]
+        of_images = [(owner[orders[:, :k]] == image).any(axis=1).mean() for image in (0, 2, 3, 4)]
+        found.append(np.mean(of_images))
+        assert list(retrieval_chance(owner, [k]).values()) == pytest.approx(found)
+    found = [mean_average_precision(np.stack([order] * 3, axis=1), labels) for order in orders]
+    assert average_precision_chance(labels) == pytest.approx(np.mean(found))
+
+
+def test_random_scores_have_the_mean_average_precision_of_chance():
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 30)) < np.linspace(0.01, 0.5, 30)
+    found = [mean_average_precision(rng.random(labels.shape), labels) for _ in range(40)]
+    chance = average_precision_chance(torch.tensor(labels))
+    assert chance == pytest.approx(np.mean(found), rel=0.02) and chance > 1.02 * labels.mean()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 39, 512])
@@ -204,13 +228,46 @@ def test_the_compositional_probe_needs_a_strict_win(cast):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_solves_its_equation(counts):
-    """The ends are where the observed share is 1.96 standard errors away."""
+def test_wilson_is_scipys(counts):
     hits, n = counts
-    low, high = wilson(hits, n)
-    assert wilson(np.int16(hits), np.int16(n)) == (low, high)  # a product that overflows
-    assert 0 <= low <= hits / n + 1e-12 and hits / n - 1e-12 <= high <= 1
-    for end in (low, high):
-        if 1e-9 < end < 1 - 1e-9:
-            error = 1.96 * math.sqrt(end * (1 - end) / n)
-            assert abs(hits / n - end) == pytest.approx(error, rel=1e-6)
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n) == pytest.approx(tuple(expected), abs=1e-5)
+    assert wilson(np.int16(hits), np.int16(n)) == wilson(hits, n)  # a product that overflows
+
+
+def answers(*shares):
+    """Random hits [5, Q] of models right about so many of 80 images, and each query's image [Q]."""
+    rng = np.random.default_rng(0)
+    images = rng.permutation(np.repeat(np.arange(80), rng.integers(1, 6, 80)))
+    return *((rng.random((5, 80)) < share)[:, images] for share in shares), images
+
+
+def test_intervals_of_a_difference_are_scipys():
+    hits, baseline, images = answers(0.8, 0.5)
+    result = difference(hits, torch.tensor(baseline), images)
+    paired = stats.ttest_rel(hits.mean(axis=1), baseline.mean(axis=1))
+    assert result["mean"] == pytest.approx(hits.mean() - baseline.mean())
+    assert result["over_seeds"] == pytest.approx(list(paired.confidence_interval()))
+    gaps = hits.mean(axis=0) - baseline.mean(axis=0)
+    gaps = [gaps[images == image] for image in range(80)]
+
+    def mean_gap(drawn):
+        return np.concatenate([gaps[image] for image in drawn]).mean()
+
+    again = stats.bootstrap([range(80)], mean_gap, vectorized=False, method="percentile", rng=1)
+    low, high = again.confidence_interval
+    assert result["over_images"] == pytest.approx([low, high], abs=0.05 * (high - low))
+    assert difference(hits, baseline, images) == result, "another draw"
+
+
+def test_a_gain_or_loss_needs_both_intervals():
+    more, less, images = answers(0.8, 0.5)
+    always, never = np.ones_like(more), np.zeros_like(more)
+    on_one_image, by_three_seeds = always & (images == 0), always & (np.arange(5) < 3)[:, None]
+    pairs = (more, less), (less, more), (always, never)
+    verdicts = [difference(*pair, images)["verdict"] for pair in pairs]
+    assert verdicts == ["gain", "loss", "gain"]
+    for hits in (never, on_one_image, by_three_seeds, always[:1]):
+        result = difference(hits, never[: len(hits)], images)
+        assert result["verdict"] == "no difference shown"
+    assert result["over_seeds"] is None and result["over_images"] == [1, 1]

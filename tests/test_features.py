@@ -50,7 +50,7 @@ def test_embeddings_equal_one_by_one_forward_passes(dataset):
     embeddings, rows = extract(dataset, image=image, text=text)
     with torch.inference_mode():
         for i, embed in enumerate(embeddings.image_embeds):
-            pixels = image.preprocess(dataset.image(i, size=16))
+            pixels = image.preprocess(dataset.image(i))
             torch.testing.assert_close(embed, image(pixels[None])[0])
         for caption, embed in zip(embeddings.captions, embeddings.text_embeds, strict=True):
             torch.testing.assert_close(embed, text(**text.tokenize([caption]))[0])
@@ -75,7 +75,7 @@ def test_batches_of_captions_need_little_padding():
 
 def test_embed_images_takes_datasets_and_lists_and_none_at_all(dataset):
     tower = image_tower()
-    images = [dataset.image(i, size=16) for i in range(len(dataset))]
+    images = [dataset.image(i) for i in range(len(dataset))]
     expected = embed_images(tower, dataset, batch_size=4)
     torch.testing.assert_close(embed_images(tower, images, batch_size=3), expected)
     assert embed_images(tower, []).shape == embed_texts(text_tower(), []).shape == (0, 16)

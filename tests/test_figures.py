@@ -62,8 +62,8 @@ def test_numbers_are_written_into_the_cells():
     assert {f"{value:.2f}" for value in SCORES.ravel()} <= written
 
 
-def test_bars_show_value_interval_chance_and_ceiling():
-    [axes] = figures.bars({"a": (0.4, (0.3, 0.5))}, chance={"a": 0.1}, ceiling={"a": 0.9}).axes
+def test_bars_show_value_interval_chance_and_what_is_attainable():
+    [axes] = figures.bars({"a": (0.4, (0.3, 0.5))}, chance={"a": 0.1}, attainable={"a": 0.9}).axes
     assert axes.get_yticklabels()[0].get_text() == "a   0.400"
     assert [bar.get_width() for bar in axes.patches] == [0.4]
     spots = sorted(float(lines.get_segments()[0][0, 0]) for lines in axes.collections)

@@ -35,7 +35,7 @@ max_flow""".split()
 LESSON = {
     "02": "masked_mean ImageTower TextTower embed_batches",
     "03": "same_image clip_loss ProjectionHead CLIP ranks retrieval",
-    "04": "parameter_groups warmup_cosine some_patches take_step dev_metrics fit",
+    "04": "parameter_groups warmup_cosine some_patches take_step dev_metrics fit average_weights",
     "05": "siglip_loss",
     "06": "prompt class_embeds classify",
     "07": "record fuse_heads rollout max_flow_to_inputs attention_flow relevance pointing_game",

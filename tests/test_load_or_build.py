@@ -9,13 +9,13 @@ from helpers import load_or_build
 from helpers.training import History
 
 
-def test_over_seeds_is_mean_and_sample_deviation_with_chance_and_ceiling():
+def test_over_seeds_is_mean_and_sample_deviation_beside_chance_and_attainable():
     runs = [{"a/b": 0.1, "a/c": 1.0}, {"a/b": 0.3, "a/c": 1.0}]
-    result = load_or_build.over_seeds(runs, ceiling={"a/b": 0.9}, chance={"a/c": 0.5}, prefix="m/")
+    result = load_or_build.over_seeds(runs, {"a/b": 0.9}, {"a/c": 0.5}, prefix="m/")
     deviation = round(float(np.std([0.1, 0.3], ddof=1)), 5)
-    assert result["m/a/b"] == {"mean": 0.2, "std": deviation, "ceiling": 0.9, "seeds": 2}
+    assert result["m/a/b"] == {"mean": 0.2, "std": deviation, "attainable": 0.9, "seeds": 2}
     assert result["m/a/c"] == {"mean": 1.0, "std": 0.0, "chance": 0.5, "seeds": 2}
-    assert list(result["m/a/b"]) == ["mean", "std", "seeds", "ceiling"]
+    assert list(result["m/a/b"]) == ["mean", "std", "seeds", "attainable"]
 
 
 def test_results_are_written_unless_a_training_was_interrupted(smoke, capsys):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from helpers import load_or_build
 from helpers.data import CaptionedImages
-from helpers.probes import PROBES, Instances, load_compositional, load_probes
+from helpers.probes import TASKS, Instances, classes, evaluate, load_compositional, load_probes
 from tests import coco_files
 from tests.coco_files import IDS, image_entry, profile, write_annotations, write_images
 
@@ -77,23 +78,23 @@ def test_probes_of_coco_are_crops_of_val(root):
     assert [path.name for path in known.paths] == ["000000000139.jpg", "000000000285.jpg"]
     assert [known.names[label] for label in known.labels] == ["dog", "car"]
     assert known.crop_boxes == [(4, 2, 24, 22), (30, 5, 46, 21)]
-    assert known.image(0).size == (20, 20) and known.image(1, size=8).size == (16, 16)
+    assert known.image(0).size == (20, 20)
     whole = CaptionedImages(root).image(0)
     assert np.array_equal(known.image(0), whole.crop((4, 2, 24, 22)))
     assert load_compositional(row) == {}
 
 
 def test_probes_of_minicoco(root):
-    for name in PROBES:
+    for name in TASKS:
         more = {"colour": "red"} if name == "novel_combinations" else {}
         rows = [instance(k, 40 + k, 18 - 15 * k, [4, 4, 20, 16], **more) for k in range(2)]
         write_instances(root / "probes", rows, [40, 41], name)
         write_images(root / "probes", [40, 41], name)
     probes = load_probes(profile(root))
-    assert tuple(probes) == PROBES
+    assert tuple(probes) == tuple(TASKS)
     for name, probe in probes.items():
         assert [probe.names[label] for label in probe.labels] == ["dog", "car"]
-        assert probe.image(1).size == (48, 32) and probe.image(1, 16).size == (24, 16)
+        assert probe.image(1).size == (48, 32)
         assert probe.paths[0] == root / "probes" / name / "000000000040.jpg"
         assert probe.colours == (["red", "red"] if name == "novel_combinations" else None)
 
@@ -108,3 +109,23 @@ def test_compositional_captions_by_kind(root):
     for (images, captions, foils), image_id in zip(triples.values(), (40, 41)):
         assert captions == ["A cat and a dog."] and foils == ["A dog and a cat."]
         assert images.paths == [root / f"probes/compositional/{image_id:012d}.jpg"]
+
+
+def test_an_evaluation_says_everything_beside_its_chance(smoke):
+    load_or_build.data(smoke, "val")
+    metrics = evaluate(smoke, load_or_build.heads(smoke))
+    expected = {f"{task}/{top}" for task in TASKS.values() for top in ("top1", "top5")}
+    expected |= {"text_to_image/recall@1", "image_to_text/recall@10"}
+    assert expected | {"classification/map", "compositional/accuracy"} <= set(metrics)
+    for name, row in metrics.items():
+        assert 0 <= row["value"] <= (1 if "rank" not in name else 1e9), name
+    assert metrics["text_to_image/recall@5"]["chance"] == 5 / smoke.val_images
+    assert metrics["compositional/accuracy"]["chance"] == 0.5
+
+
+def test_novel_combinations_are_classified_by_colour_and_category(smoke):
+    load_or_build.data(smoke, "val")
+    probe = load_probes(smoke)["novel_combinations"]
+    names, labels = classes(probe)
+    for label, category, colour in zip(labels, probe.labels, probe.colours, strict=True):
+        assert names[label] == f"{colour} {probe.names[category]}"

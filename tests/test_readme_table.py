@@ -7,26 +7,30 @@ from scripts.readme_table import ROOT, fill, filled, gpu_table, maps_table, tabl
 MACHINE = {"cpu": "a CPU", "cores": 2, "gpu": None}
 
 
-def result(**metrics):
+def study(**metrics):
     return {"profile": "mini", "machine": MACHINE, "metrics": metrics}
 
 
-def test_rows_columns_and_numbers():
-    recall = {"mean": 0.8123, "std": 0.0044, "seeds": 3, "chance": 0.005, "ceiling": 0.957}
-    once = {"mean": 0.5, "std": None, "seeds": 1, "chance": 0.0167, "interval": [0.41, 0.59]}
+def test_rows_columns_numbers_and_marks():
+    recall = {"mean": 0.8123, "std": 0.0044, "seeds": 5, "chance": 0.005, "attainable": 0.957}
     name = "text_to_image/recall@5"
-    first = result(**{f"projection/{name}": recall, "projection/text_to_image/mrr": recall})
-    tuned = result(**{f"finetuned/{name}": recall | {"mean": 0.9}})
-    again = result(
-        **{f"projection/{name}": recall | {"mean": 0}, "projection/zero_shot/top1": once}
-    )
-    lines = table([first, tuned, again]).splitlines()
-    assert lines[0] == "|  | Chance | Projection heads | Both towers tuned | Ceiling |"
-    assert lines[2] == "| Text → image, recall@5 | 0.005 | 0.812 ± 0.004 | 0.900 ± 0.004 | 0.957 |"
-    assert lines[3] == "| Zero-shot: never captioned, top-1 | 0.017 | 0.500 [0.41, 0.59] |  |  |"
-    assert "a CPU, 2 cores. " in lines[-1] and len(lines) == 6
-    study = {"machine": {**MACHINE, "cpu": "another CPU"}}
-    assert "a CPU, 2 cores; another CPU, 2 cores. " in table([first], study)
+    tuned = recall | {"mean": 0.9, "change": {"verdict": "gain"}, "seeds": 3}
+    worse = recall | {"mean": 0.7, "change": {"verdict": "loss"}}
+    same = recall | {"change": {"verdict": "no difference shown"}}
+    metrics = {
+        f"projection/{name}": recall,
+        f"finetuned/{name}": tuned,
+        f"finetuned-averaged/{name}": worse,
+        f"siglip-projection/{name}": same,
+        "projection/zero_shot/top1": recall,  # not measured for all: no row
+        f"projection@2000/{name}": recall,
+    }
+    lines = table(study(**metrics)).splitlines()
+    head = "|  | Chance | Heads | Both towers tuned | … averaged | SigLIP heads | Attainable |"
+    cells = "0.812 ± 0.004 | 0.900 ± 0.004 ▲ | 0.700 ± 0.004 ▼ | 0.812 ± 0.004"
+    assert lines[0] == head
+    assert lines[2] == f"| Text → image, recall@5 | 0.005 | {cells} | 0.957 |"
+    assert "Profile mini, 3 or 5 seeds, a CPU, 2 cores. " in lines[-1] and len(lines) == 5
 
 
 def test_maps_stand_beside_their_baselines():
@@ -54,7 +58,7 @@ def test_only_the_part_between_the_markers_changes():
     assert "old" not in new and fill(new, "maps", maps_table({})) == new
     with pytest.raises(ValueError, match="markers"):
         fill("no markers", "maps", "text")
-    assert table([]).startswith("No results") and "benchmarks.gpu" in gpu_table(None)
+    assert table(None).startswith("No results") and "benchmarks.gpu" in gpu_table(None)
 
 
 def test_readme_is_up_to_date():

@@ -2,106 +2,119 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from transformers import ViTModel
 
 from helpers import load_or_build
-from helpers.model import load_model
+from helpers.probes import packed, unpacked
 from helpers.storage.checkpoints import weights_digest
 from helpers.training import History
 from scripts import run_study
-from scripts.run_study import SETTINGS, TASKS, classes, evaluate, keep_best, one_run, summarise
+from scripts.run_study import DECLARED, SETTINGS, choose_alpha, jobs, one_run, summarise, trained
 
 
-def test_an_evaluation_says_everything_beside_its_chance(smoke):
-    metrics = evaluate(smoke, load_or_build.heads(smoke))
-    expected = {f"{task}/{top}" for task in TASKS.values() for top in ("top1", "top5")}
-    expected |= {"text_to_image/recall@1", "image_to_text/recall@10"}
-    assert expected | {"classification/map", "compositional/accuracy"} <= set(metrics)
-    for name, row in metrics.items():
-        assert 0 <= row["value"] <= (1 if "rank" not in name else 1e9), name
-    assert metrics["text_to_image/recall@5"]["chance"] == 5 / smoke.val_images
-    assert metrics["compositional/accuracy"]["chance"] == 0.5
-
-
-def test_a_run_of_both_towers_is_kept_whole_and_leaves_the_shared_towers_alone(smoke):
+def test_a_run_is_trained_averaged_measured_and_leaves_the_shared_towers_alone(smoke):
     before = [weights_digest(tower) for tower in load_or_build.towers(smoke)]
-    folder = smoke.cache / "study"
-    one_run(smoke, "projection", 0, folder)
-    row = one_run(smoke, "finetuned", 0, folder)
+    start = one_run(smoke, "projection", 0, 1)
+    row = one_run(smoke, "finetuned", 0, 1)
     assert [weights_digest(tower) for tower in load_or_build.towers(smoke)] == before
-    model, meta = load_model(folder / "finetuned-0")
-    assert meta["tuned"] == ["image_tower", "text_tower"] and meta["setting"] == "finetuned"
+    model, history = trained(smoke, "finetuned", 0)  # from the cache
     after = [weights_digest(tower) for tower in (model.image_tower, model.text_tower)]
     assert all(a != b for a, b in zip(after, before))
-    assert row["seconds"] > 0 and row["minutes"] > 0 and len(row["history"]) == smoke.tune_epochs
-    assert not list(folder.glob("*.checkpoints"))
+    assert history == row["history"] and row["minutes"] > 0
+    assert list(start["measured"]) == ["1.0"] and list(row["measured"]) == "0.3 0.5 0.7 1.0".split()
+    assert row["measured"]["0.3"] != row["measured"]["1.0"]
+    assert not list((smoke.cache / "study").glob("*.checkpoints"))
+    assert row["fingerprint"] != start["fingerprint"]
 
 
-def test_an_interrupted_run_stops_the_study_and_keeps_nothing(smoke, monkeypatch, tmp_path):
+def test_growth_takes_as_many_steps_on_a_part_of_the_images(smoke):
+    whole, part = (trained(smoke, "projection", 0, share)[1] for share in (1, 1 / 4))
+    assert abs(part[-1]["step"] - whole[-1]["step"]) <= whole[-1]["step"] / 4
+    assert part[-1]["epoch"] > whole[-1]["epoch"]
+
+
+def test_an_interrupted_run_stops_the_study_and_keeps_nothing(smoke, monkeypatch):
     monkeypatch.setattr(run_study, "fit", lambda *_, **__: History([], interrupted=True))
     with pytest.raises(KeyboardInterrupt):
-        one_run(smoke, "siglip-projection", 0, tmp_path / "study")
-    assert not (tmp_path / "study").exists()
+        one_run(smoke, "siglip-projection", 0, 1)
+    assert not list((smoke.cache / "study").glob("siglip-projection*"))
 
 
-def fake_row(seed, value):
-    history = [{"dev_recall@1": value, "seconds": 1.0, "images_per_second": 10.0}]
-    metrics = {"text_to_image/recall@1": {"value": value, "chance": 0.001}}
-    metrics["zero_shot/top1"] = {"value": value, "chance": 0.25, "n": 100}
-    return {"seed": seed, "metrics": metrics, "history": history, "seconds": 6.0, "minutes": 0.5}
+def row_of(name, seed, values, share=1):
+    """A row with the recall and one probe of each alpha: {alpha: (recall, probe)}."""
+    measured = {}
+    for alpha, (recall, probe) in values.items():
+        hits = packed(np.arange(32) < 32 * recall)
+        table = {metric: {"value": recall, "chance": 0.01, "hits": hits} for metric in DECLARED}
+        table["text_to_image/recall@1"] |= {"hits": hits * 5}
+        table["zero_shot/top1"] = {"value": probe, "chance": 0.25, "n": 32, "hits": hits}
+        measured[alpha] = {"dev": table, "val": table}
+    return {"name": name, "seed": seed, "share": share, "minutes": 0.5, "measured": measured}
 
 
-def test_what_is_done_is_not_done_again(smoke, monkeypatch):
-    done, best = [], []
+def test_alpha_is_the_best_on_dev_that_loses_no_probe():
+    start = [row_of("projection", seed, {"1.0": (0.5, 0.8)}) for seed in range(2)]
+    values = {"0.3": (0.6, 0.795), "0.5": (0.7, 0.78), "0.7": (0.8, 0.7), "1.0": (0.9, 0.5)}
+    assert choose_alpha([row_of("finetuned", seed, values) for seed in range(2)], start) == 0.3
+    values["0.5"] = (0.7, 0.7901)
+    assert choose_alpha([row_of("finetuned", seed, values) for seed in range(2)], start) == 0.5
+    worse = dict.fromkeys(values, (0.4, 0.9))
+    assert choose_alpha([row_of("finetuned", seed, worse) for seed in range(2)], start) == 0
 
-    def run(profile, name, seed, folder):
-        done.append((name, seed))
+
+def test_means_intervals_and_the_change_against_the_start(smoke):
+    load_or_build.data(smoke, "val")
+    rows = [row_of("projection", seed, {"1.0": (0.25, 0.8)}) for seed in range(2)]
+    values = dict.fromkeys(("0.3", "0.5", "0.7", "1.0"), (0.5, 0.8))
+    rows += [row_of("finetuned", seed, values) for seed in range(2)]
+    metrics, alphas = summarise(smoke, rows)
+    assert alphas == {"projection": 0.3}
+    recall = metrics["finetuned-averaged/text_to_image/recall@1"]
+    assert recall["mean"] == 0.5 and recall["values"] == [0.5, 0.5] and recall["chance"] == 0.01
+    assert 0.5 < recall["attainable"] <= 1
+    assert recall["change"]["mean"] == 0.25 and recall["change"]["verdict"] == "gain"
+    low, high = metrics["projection/zero_shot/top1"]["interval"]
+    assert low < 0.8 < high and not any(name.startswith("siglip") for name in metrics)
+
+
+def test_hits_are_kept_bit_by_bit():
+    hits = np.random.default_rng(0).random(1000) < 0.3
+    assert (unpacked(packed(torch.tensor(hits)))[:1000] == hits).all()
+
+
+def test_rows_that_hold_are_not_run_again_and_others_are(smoke, monkeypatch):
+    done = []
+
+    def run(profile, name, seed, share):
+        done.append((name, share, seed))
         if len(done) == 3:
             raise KeyboardInterrupt
-        return fake_row(seed, 0.5)
+        values = dict.fromkeys(("0.3", "0.5", "0.7", "1.0"), (0.5, 0.8))
+        mark = {"fingerprint": run_study.fingerprint(profile, name, share)}
+        return row_of(name, seed, values, share) | mark
 
     monkeypatch.setattr(run_study, "one_run", run)
-    monkeypatch.setattr(run_study, "keep_best", lambda profile: best.append(profile.name))
+    monkeypatch.setattr(run_study, "keep_best", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         run_study.study(smoke)
     run_study.study(smoke)
-    assert done == [*done[:3], *[(name, 0) for name in list(SETTINGS)[2:]]] and best == ["smoke"]
+    assert done[:2] + done[3:] == jobs(smoke) and {name for name, *_ in done} == set(SETTINGS)
     content = json.loads((smoke.results / "study.json").read_text())
-    assert content["minutes"] == 0.5 * len(SETTINGS) and set(content["runs"]) == set(SETTINGS)
+    assert content["minutes"] == 0.5 * len(content["rows"]) == 0.5 * len(jobs(smoke))
     assert content["versions"]["torch"] == torch.__version__ and content["machine"]["cores"]
+    content["rows"][0]["fingerprint"] = "of another recipe"
+    (smoke.results / "study.json").write_text(json.dumps(content))
+    run_study.study(smoke)
+    assert done[len(jobs(smoke)) + 1 :] == [jobs(smoke)[0]]
 
 
-def test_means_spreads_and_intervals(smoke):
-    load_or_build.data(smoke, "val")
-    metrics = summarise(smoke, {"finetuned": [fake_row(0, 0.5), fake_row(1, 0.7)], "siglip": []})
-    recall = metrics["finetuned/text_to_image/recall@1"]
-    assert recall["mean"] == pytest.approx(0.6) and recall["std"] == pytest.approx(0.02**0.5)
-    assert recall["seeds"] == 2 and recall["values"] == [0.5, 0.7] and recall["chance"] == 0.001
-    assert 0.5 < recall["ceiling"] <= 1
-    low, high = metrics["finetuned/zero_shot/top1"]["interval"]
-    assert low < 0.6 < high and not any(name.startswith("siglip") for name in metrics)
-
-
-def test_the_best_on_dev_is_what_is_kept(smoke):
-    folder = smoke.cache / "study"
-    for seed, value in enumerate((0.4, 0.6)):
-        model = load_or_build.heads(smoke).cpu()
-        model.logit_scale.data.fill_(value)
-        run_study.save_model(model, folder / f"finetuned-image-{seed}", {}, ["image_tower"])
-        (folder / f"finetuned-image-{seed}.json").write_text(json.dumps(fake_row(seed, value)))
+def test_what_is_best_on_dev_is_averaged_and_kept(smoke):
     assert load_or_build.finetuned(smoke) is None
-    destination = keep_best(smoke)
-    assert load_or_build.finetuned(smoke).logit_scale.item() == pytest.approx(0.6)
-    assert list(load_or_build.models(smoke)) == ["projection", "finetuned-image"]
-    assert ViTModel.from_pretrained(destination / "image_tower").config.hidden_size == 128
-    assert keep_best(smoke) == destination
-
-
-def test_novel_combinations_are_classified_by_colour_and_category(smoke):
-    load_or_build.data(smoke, "val")
-    probe = run_study.load_probes(smoke)["novel_combinations"]
-    names, labels = classes(probe)
-    for label, category, colour in zip(labels, probe.labels, probe.colours, strict=True):
-        assert names[label] == f"{colour} {probe.names[category]}"
+    row = one_run(smoke, "finetuned", 0, 1)
+    run_study.keep_best(smoke, [row], 0.5)
+    model = load_or_build.finetuned(smoke)
+    ends = [trained(smoke, name, 0)[0] for name in ("projection", "finetuned")]
+    low, high = sorted(end.logit_scale.item() for end in ends)
+    assert low <= model.logit_scale.item() <= high

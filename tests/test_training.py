@@ -1,5 +1,6 @@
 """Training: what it draws, what it moves, when it stops, what it leaves behind."""
 
+import copy
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from helpers import training, training_context
@@ -152,24 +154,39 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_callback_draws():
         seen.append(row)
         torch.rand(3), np.random.rand(3)
 
-    history = fit(first, on_epoch=callback)
+    history = fit(first, on_row=callback)
     assert seen == history and [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert without_time(history) == without_time(fit(second))
     assert same(first, head_state(second))
     assert without_time(history) != without_time(fit(fresh(), seed=1))
 
 
-def test_early_stopping_keeps_the_best_epoch():
-    """With false captions at dev, learning makes it worse: the first epochs are the best."""
+@pytest.mark.parametrize("looks", [1, 3])
+def test_early_stopping_keeps_the_best_weights(looks):
+    """With false captions at dev, learning makes it worse: the first weights are the best."""
     wrong = other(DEV, text_embeds=-DEV.text_embeds)
     model, states = fresh(), []
-    settings = {"epochs": 40, "patience": 3, "lr": 1e-2}
-    history = fit(model, dev=wrong, on_epoch=lambda _: states.append(head_state(model)), **settings)
+    settings = {"epochs": 40, "patience": 3, "lr": 1e-2, "dev_per_epoch": looks}
+    history = fit(model, dev=wrong, on_row=lambda _: states.append(head_state(model)), **settings)
     losses = [row["dev_loss"] for row in history]
     best = losses.index(min(losses))
-    assert len(history) == best + 1 + 3 < 40
-    assert same(model, states[best])
+    assert len(history) == best + 1 + 3 * looks < 40
+    assert same(model, states[best]) and (looks == 1 or same(model, head_state(fresh())))
     assert dev_metrics(model, Examples(embeds=wrong))["dev_loss"] == pytest.approx(min(losses))
+
+
+def test_dev_is_looked_at_within_an_epoch_and_before_the_first_step():
+    runs = [fit(fresh(), epochs=2, batch_size=16, dev_per_epoch=looks) for looks in (1, 3)]
+    plain, history = map(without_time, runs)
+    assert [row["step"] for row in history] == [0, 2, 4, 6, 8, 10, 12]
+    epochs = [row["epoch"] for row in history]
+    assert epochs == [step / 6 for step in range(0, 13, 2)]
+    assert [type(epoch) for epoch in epochs[:4]] == [int, float, float, int]
+    assert history[0]["losses"] == [] and history[0]["train_loss"] is None
+    assert dev_metrics(fresh(), Examples(embeds=DEV)).items() <= history[0].items()
+    for row, parts in zip(plain, (history[1:4], history[4:]), strict=True):
+        losses = [loss for part in parts for loss in part["losses"]]
+        assert {**parts[-1], "losses": losses, "train_loss": row["train_loss"]} == row
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -322,22 +339,36 @@ def test_half_of_the_patches_and_others_each_time(images):
     assert outputs[0].equal(outputs[2]) and not outputs[0].equal(outputs[1])
 
 
-def test_training_with_half_of_the_patches_is_measured_with_all_of_them(images):
-    model = whole()
-    history = tune(model, images, patch_keep_ratio=0.5)
+def watched():
+    """A model, and how many tokens an image has each time that its first layer reads some."""
+    model, tokens = whole(), []
+    norm = next(part for part in model.image_tower.modules() if isinstance(part, nn.LayerNorm))
+
+    def count(part, inputs):
+        if part.training:
+            tokens.append(inputs[0].shape[1])
+
+    norm.register_forward_pre_hook(count)
+    return model, tokens
+
+
+@pytest.mark.parametrize("unmasked, whole_steps", [(0.0, 0), (0.34, 2), (0.5, 3), (1.0, 6)])
+def test_the_last_steps_and_dev_see_all_of_the_patches(images, unmasked, whole_steps):
+    model, tokens = watched()
+    history = tune(model, images, epochs=2, patch_keep_ratio=0.5, unmasked=unmasked)
+    assert tokens == [3] * (6 - whole_steps) + [5] * whole_steps  # CLS and two or four patches
     metrics = dev_metrics(model, Examples(images), ["image", "text"])
-    assert metrics["dev_loss"] == pytest.approx(history[0]["dev_loss"])
-    assert history[0]["losses"] != tune(whole(), images)[0]["losses"]
+    assert metrics["dev_loss"] == pytest.approx(min(row["dev_loss"] for row in history))
 
 
-def test_gradient_checkpointing_gives_the_same_losses(images):
+def test_gradient_checkpointing_computes_twice_and_gives_the_same_losses(images):
     runs = []
-    for on in (False, True):
-        model = whole()
-        runs.append(tune(model, images, gradient_checkpointing=on)[0]["losses"])
-        assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
-        # Frozen again, it must keep nothing.
-        assert not model.text_tower.model.get_input_embeddings()._forward_hooks
+    for times in (1, 2):
+        model, tokens = watched()
+        runs.append(tune(model, images, gradient_checkpointing=times == 2)[0]["losses"])
+        assert tokens == 3 * times * [5]
+        for part in copy.deepcopy(model).modules():
+            assert part.forward.__self__ is part and part.forward.__func__ is type(part).forward
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
@@ -351,10 +382,11 @@ def test_a_crop_is_another_each_epoch_and_never_depends_on_who_asks(images):
 # Stopping and going on
 
 
-@pytest.mark.parametrize("when, done, saved", [(4, 1, 5), (5, 2, 6)])
-def test_ctrl_c_ends_the_step_saves_and_returns(tmp_path, capsys, monkeypatch, when, done, saved):
-    """In the second of four epochs of three steps: within it, or in its last step."""
-    undisturbed, model, real = fit(fresh()), fresh(), training.take_step
+@pytest.mark.parametrize("when, done, looks", [(4, 1, 1), (5, 2, 1), (4, 4, 2)])
+def test_ctrl_c_ends_the_step_saves_and_returns(tmp_path, capsys, monkeypatch, when, done, looks):
+    """In the second of four epochs of three steps: between two looks at dev, or just before one."""
+    saved, settings = when + 1, {"dev_per_epoch": looks}
+    undisturbed, model, real = fit(fresh(), **settings), fresh(), training.take_step
     calls = iter(range(100))
 
     def step(*args):
@@ -363,7 +395,7 @@ def test_ctrl_c_ends_the_step_saves_and_returns(tmp_path, capsys, monkeypatch, w
         return real(*args)
 
     monkeypatch.setattr(training, "take_step", step)
-    history = fit(model, checkpoints=tmp_path)
+    history = fit(model, checkpoints=tmp_path, **settings)
     assert history.interrupted and not undisturbed.interrupted
     assert without_time(history) == without_time(undisturbed)[:done]
     output = capsys.readouterr().out
@@ -371,7 +403,8 @@ def test_ctrl_c_ends_the_step_saves_and_returns(tmp_path, capsys, monkeypatch, w
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     best = min(row["dev_loss"] for row in history)
     assert dev_metrics(model, Examples(embeds=DEV))["dev_loss"] == pytest.approx(best)
-    assert without_time(fit(fresh(), checkpoints=tmp_path)) == without_time(undisturbed)
+    resumed = fit(fresh(), checkpoints=tmp_path, **settings)
+    assert without_time(resumed) == without_time(undisturbed)
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_leaves_the_best_weights(monkeypatch):
@@ -392,6 +425,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_leaves_the_best_weights(monkeypa
     "settings, message",
     [
         ({"epochs": 0}, "epochs is 0"),
+        ({"dev_per_epoch": 0}, "dev_per_epoch is 0"),
         ({"batch_size": 1}, "batch_size is 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": -4}, "batch_size is -4"),
@@ -416,7 +450,7 @@ def test_another_precision_in_the_same_process():
 
 
 def test_a_callback_may_end_the_training():
-    history = fit(fresh(), epochs=9, on_epoch=lambda row: row["epoch"] == 2)
+    history = fit(fresh(), epochs=9, on_row=lambda row: row["epoch"] == 2)
     assert without_time(history) == without_time(fit(fresh(), epochs=9))[:2]
 
 
@@ -425,7 +459,7 @@ def test_the_command_line_runs_on_two_processes(tmp_path):
     # `--cpu --num_processes 2` would start one process; without a GPU, --multi_gpu starts two.
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
     launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
-    script = "-m scripts.train --profile smoke --loss siglip --tune image --seed 3"
+    script = "-m scripts.train --profile smoke --loss siglip --tune image --seed 3 --alpha 0.25"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("CLIP_PROFILE", None)
     command = [sys.executable, *launch.split(), *script.split(), "--output", str(tmp_path)]
@@ -438,8 +472,14 @@ def test_the_command_line_runs_on_two_processes(tmp_path):
     losses = [x for part in histories.values() for row in part for x in row["losses"]]
     assert losses and all(math.isfinite(x) for x in losses)
     text = load_text_tower(get_profile("smoke"))
-    model, meta = load_model(tmp_path / "model", text_tower=text)
+    models = [load_model(tmp_path / name, text_tower=text) for name in ("model", "tuned")]
+    (model, meta), (tuned, _) = models
     assert meta["tuned"] == ["image_tower"] and model.logit_bias is not None
+    (best,) = (tmp_path / "heads").glob("best-*")
+    before, averaged = load_file(best), head_state(model)
+    assert meta["alpha"] == 0.25
+    for name, end in head_state(tuned).items():
+        torch.testing.assert_close(averaged[name], 0.75 * before[name] + 0.25 * end)
 
 
 def test_the_command_line_ends_where_it_was_interrupted(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 import sys
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from itertools import combinations
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -30,14 +30,23 @@ from tqdm import tqdm
 
 from helpers.minicoco import TABLES
 from helpers.minicoco.backgrounds import SIZE
-from helpers.minicoco.captions import caption, caption_and_foil, ceiling, fits
-from helpers.minicoco.scenes import KINDS, SPLITS, Scene, SceneObject, draw, scene_of
+from helpers.minicoco.captions import attainable, caption, caption_and_foil, fits
+from helpers.minicoco.scenes import (
+    KINDS,
+    SPLITS,
+    Scene,
+    SceneObject,
+    draw,
+    random_numbers,
+    scene_of,
+)
 from helpers.minicoco.sprites import CATEGORIES
 from helpers.storage.files import replace_when_complete
 
-# How many images each set has beside 1,000 val images.
-PROBES = TABLES["probes"]
-JSON_FILES = 14  # instances of eight sets, captions of three, scenes of two, the fingerprint
+JSON_FILES = 18  # instances of twelve sets, captions of four, scenes of val, the fingerprint
+FIRST_ID = {"dev2017": 400_001, "val2017": 500_001}  # of the images; 1 in other sets
+# Which details the two captions of a train image have, in turn: the mix of the others' five.
+DETAILS = list(combinations(range(5), 2))
 
 
 def render(profile) -> Path:
@@ -46,9 +55,11 @@ def render(profile) -> Path:
     One process draws while others wait, under another name until all is there: a broken run leaves
     nothing half done.
     """
-    target, val = Path(profile.data), profile.val_images
-    sizes = {"train2017": profile.train_images, "val2017": val}
-    sizes |= {split: max(12, round(count * val / 1000)) for split, count in PROBES.items()}
+    target = Path(profile.data)
+    images = profile.train_images, profile.dev_images, profile.val_images
+    sizes = dict(zip(SPLITS, images, strict=True))
+    for probes in ("probes", "probes_dev"):
+        sizes |= {f"{probes}/{name}": max(12, profile.val_images) for name in TABLES[probes]}
     stamp = fingerprint(sizes, profile.seed)
     if is_whole(target, sizes, stamp):
         return target
@@ -91,15 +102,14 @@ def write_splits(folder: Path, sizes: dict[str, int], seed: int) -> None:
     options = {"desc": "MiniCOCO", "unit": "image", "file": sys.stdout, "mininterval": 0.5}
     with worker_pool() as pool, tqdm(total=sum(sizes.values()), **options) as bar:
         for split, size in sizes.items():
-            base = folder if split in SPLITS else folder / "probes"
-            (base / split).mkdir(parents=True)
-            (base / "annotations").mkdir(exist_ok=True)
+            (folder / split).mkdir(parents=True)
+            (folder / split).with_name("annotations").mkdir(exist_ok=True)
             parts = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
             rows = []
-            for part in pool.map(partial(write_images, split, base / split, seed), parts):
+            for part in pool.map(partial(write_images, split, folder / split, seed), parts):
                 rows += part
                 bar.update(len(part))
-            write_annotations(base / "annotations", split, rows, seed)
+            write_annotations(folder, split, rows, seed)
 
 
 @contextmanager
@@ -129,11 +139,14 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def five_captions(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
-    """Five captions of one image with their facts, the most detailed first, no two alike."""
-    rng = random.Random(f"{seed}/{split}/{index}/captions")
+def captions_of(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
+    """The captions of one image with their facts, the most detailed first, no two alike.
+
+    Two where many images are trained on, else five.
+    """
+    rng = random_numbers(split, index, seed, "captions")
     captions: dict[str, dict] = {}
-    for detail in range(5):
+    for detail in DETAILS[index % 10] if split == "train2017" else range(5):
         text, facts = caption(rng, scene, detail)
         while text in captions:
             text, facts = caption(rng, scene, detail)
@@ -147,14 +160,14 @@ def write_images(split: str, folder: Path, seed: int, indices: range) -> list[tu
     for index in indices:
         scene = scene_of(split, index, seed)
         image, masks = draw(scene)
-        image_id = index + (500_001 if split == "val2017" else 1)
+        image_id = index + FIRST_ID.get(split, 1)
         entry = {**TABLES["coco"]["image"], "file_name": f"{image_id:012d}.jpg", "id": image_id}
-        image.save(folder / entry["file_name"], quality=90, subsampling=0)
+        image.save(folder / entry["file_name"], quality=85, subsampling=0)
         instances = []
         for o, mask in masks:
             if mask.sum() >= 12:  # fewer: hidden behind another
                 instance = coco_instance(mask, o.category, image_id, len(instances))
-                if split == "novel_combinations":
+                if split.endswith("novel_combinations"):
                     instance["colour"] = o.colour
                 instances.append(instance)
         rows.append((entry, instances, scene))
@@ -175,7 +188,7 @@ def coco_instance(mask: np.ndarray, category: str, image_id: int, number: int) -
 
 
 def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) -> None:
-    """instances_*, captions_* and, for the scenes, scenes_*.json with what the generator knows."""
+    """instances_*, captions_* and, for val, scenes_*.json with what the generator knows."""
     instances = [instance for _, instances, _ in rows for instance in instances]
     drawn = {instance["category_id"] for instance in instances}
     categories = [
@@ -187,12 +200,12 @@ def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) ->
     for index, (image, _, scene) in enumerate(rows):
         row = {"image_id": image["id"], "id": len(captions) + 1}
         if split in SPLITS:
-            for text, facts in five_captions(split, index, seed, scene):
+            for text, facts in captions_of(split, index, seed, scene):
                 captions.append({**row, "id": len(captions) + 1, "caption": text})
                 caption_facts.append(facts)
-        elif split == "compositional":
+        elif split == "probes/compositional":
             kind = KINDS[index % 2]
-            rng = random.Random(f"{seed}/foil/{index}")
+            rng = random_numbers(split, index, seed, "foil")
             true, foil = caption_and_foil(rng, scene, kind)
             captions.append({**row, "caption": true, "foil": foil, "kind": kind})
     coco = TABLES["coco"]
@@ -200,11 +213,12 @@ def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) ->
     files = {"instances": {**base, "annotations": instances, "categories": categories}}
     if captions:
         files["captions"] = {**base, "annotations": captions}
-    if split in SPLITS:
+    if split == "val2017":
         scenes = [asdict(scene) for _, _, scene in rows]
         files["scenes"] = {"scenes": scenes, "caption_facts": caption_facts}
+    annotations = (folder / split).with_name("annotations")
     for name, content in files.items():
-        (folder / f"{name}_{split}.json").write_text(json.dumps(content))
+        (annotations / f"{name}_{Path(split).name}.json").write_text(json.dumps(content))
 
 
 def load_scenes(root: Path, split: str = "val2017") -> tuple[list[Scene], list[dict]]:
@@ -217,9 +231,9 @@ def load_scenes(root: Path, split: str = "val2017") -> tuple[list[Scene], list[d
     return scenes, content["caption_facts"]
 
 
-def ceilings(root: Path, split: str = "val2017") -> dict[str, dict[str, float]]:
-    """Ceilings over all captions ("all") and by level of detail ("detail 0" … "detail 4")."""
+def attainable_recall(root: Path, split: str = "val2017") -> dict[str, dict[str, float]]:
+    """`attainable` over all captions ("all") and by level of detail ("detail 0" … "detail 4")."""
     scenes, caption_facts = load_scenes(root, split)
     table, owner = fits(scenes, caption_facts), np.arange(len(caption_facts)) // 5
-    levels = {f"detail {d}": ceiling(table[d::5], owner[d::5]) for d in range(5)}
-    return {"all": ceiling(table, owner), **levels}
+    levels = {f"detail {d}": attainable(table[d::5], owner[d::5]) for d in range(5)}
+    return {"all": attainable(table, owner), **levels}

@@ -13,10 +13,13 @@ from helpers.minicoco import TABLES, sprites
 from helpers.minicoco.backgrounds import PLACES, SIZE, TIMES, VARIANTS, background
 from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, FLYING
 
-# (colour, category): each half is captioned often, the two never together.
+# (colour, category), for the probes of val and of dev: each half is captioned often, the two never
+# together.
 NOVEL_COMBINATIONS = [tuple(combination) for combination in TABLES["novel_combinations"]]
+NOVEL_COMBINATIONS_DEV = [tuple(combination) for combination in TABLES["novel_combinations_dev"]]
+WITHHELD = set(NOVEL_COMBINATIONS + NOVEL_COMBINATIONS_DEV)
 GROUPS = TABLES["groups"]
-SPLITS = ("train2017", "val2017")
+SPLITS = ("train2017", "dev2017", "val2017")
 # Of the probes: single objects of these categories, and two objects of these kinds in turn.
 PROBE_CATEGORIES = {
     "known": CAPTIONED,
@@ -60,8 +63,8 @@ class Scene:
 
 
 def random_object(rng: random.Random, category: str, probe=False, **fixed) -> SceneObject:
-    """An object with a random drawing and colour, but none of the `NOVEL_COMBINATIONS`."""
-    allowed = [c for c in sprites.colours(category) if (c, category) not in NOVEL_COMBINATIONS]
+    """An object with a random drawing and colour, but none of the `WITHHELD` combinations."""
+    allowed = [c for c in sprites.colours(category) if (c, category) not in WITHHELD]
     drawing, colour = rng.choice(sprites.drawings(category, probe)), rng.choice(allowed)
     return SceneObject(category, **{"glyph": drawing, "colour": colour, **fixed})
 
@@ -117,27 +120,36 @@ def two_objects(rng: random.Random, kind: str) -> Scene:
     while True:
         a, b = (random_object(rng, c) for c in rng.sample(categories, 2))
         swapped = {(a.colour, b.category), (b.colour, a.category)}
-        if kind == "binding" and (a.colour == b.colour or swapped & set(NOVEL_COMBINATIONS)):
-            continue
-        scene = random_scene(rng, [a, b])
-        if kind == "binding" or relation_of(a, b) != "near":
-            return scene
+        if kind == "order" or a.colour != b.colour and not swapped & WITHHELD:
+            return random_scene(rng, [a, b])
+
+
+def random_numbers(split: str, index: int, seed: int, use: str = "") -> random.Random:
+    """The generator of one image's scene, or of another use of its own.
+
+    The edition of val and its probes is renewed once all choices are made: what is reported was
+    never looked at before.
+    """
+    for_val = split == "val2017" or split.startswith("probes/")
+    edition = f"/{TABLES['val_edition']}" if for_val else ""
+    return random.Random(f"{seed}{edition}/{split}/{index}/{use}")
 
 
 def scene_of(split: str, index: int, seed: int) -> Scene:
     """Scene `index` of a split or probe set: a pure function of (split, index, seed)."""
-    # "novel_combinations" was first called "pairs": with that word as seed its drawings stay.
-    rng = random.Random(f"{seed}/{'pairs' if split == 'novel_combinations' else split}/{index}")
+    rng = random_numbers(split, index, seed)
     if split in SPLITS:
         return random_scene(rng)
-    if split == "compositional":
+    folder, probe = split.split("/")
+    if probe == "compositional":
         return two_objects(rng, KINDS[index % 2])
-    if split == "novel_combinations":
-        colour, category = NOVEL_COMBINATIONS[index % len(NOVEL_COMBINATIONS)]
+    if probe == "novel_combinations":
+        combinations = NOVEL_COMBINATIONS if folder == "probes" else NOVEL_COMBINATIONS_DEV
+        colour, category = combinations[index % len(combinations)]
         return random_scene(rng, [random_object(rng, category, colour=colour)])
-    categories = PROBE_CATEGORIES[split]
+    categories = PROBE_CATEGORIES[probe]
     category = categories[index % len(categories)]
-    return random_scene(rng, [random_object(rng, category, probe=split == "unseen_drawing")])
+    return random_scene(rng, [random_object(rng, category, probe=probe == "unseen_drawing")])
 
 
 def place_by_relation(objects: list[SceneObject], relation: str) -> None:
@@ -151,13 +163,17 @@ def place_by_relation(objects: list[SceneObject], relation: str) -> None:
 
 
 def relation_of(a: SceneObject, b: SceneObject) -> str:
-    """How a stands to b: the axis that separates them more, else "near"."""
+    """How a stands to b: "left", "right", "above" or "below", on the axis that separates more."""
     dx, dy = b.x - a.x, b.y - a.y
-    if max(abs(dx), abs(dy)) < 0.15:
-        return "near"
     if abs(dx) >= abs(dy):
         return "left" if dx > 0 else "right"
     return "above" if dy > 0 else "below"
+
+
+def side_by_side(a: SceneObject, b: SceneObject) -> bool:
+    """Whether two objects stand beside each other with little between: what one calls "next to"."""
+    wide = (a.size * a.group["width"] + b.size * b.group["width"]) / 2
+    return relation_of(a, b) in ("left", "right") and abs(b.x - a.x) - wide < 0.15
 
 
 def draw(scene: Scene) -> tuple[Image.Image, list[tuple[SceneObject, np.ndarray]]]:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial.distance import cdist
 
 from helpers.minicoco import TABLES
@@ -22,7 +22,9 @@ FLYING = TABLES["flying"]  # may hang in the air, cast no shadow
 CAPTIONED = [name for name in CATEGORIES if name not in UNCAPTIONED + UNSEEN]
 COLOURS = TABLES["colours"]  # the pair (fill, shade) that replaces a drawing's own
 PAINTS = TABLES["paints"]
-FAMILIES = TABLES["palette"]  # OpenMoji's own colours; painting replaces a drawing's largest family
+FAMILIES = TABLES["palette"]  # OpenMoji's own colours; painting replaces one family of a drawing,
+PAINTED = TABLES["painted"]  # the largest, but for these drawings
+ERASED = TABLES["erased"]  # boxes (left, top, right, bottom) of what in a drawing is not the object
 
 
 def drawings(category: str, probe: bool = False) -> list[str]:
@@ -59,23 +61,25 @@ def glyph(char: str, category: str = "") -> Image.Image:
     image = Image.new("RGBA", (220, 220))
     ImageDraw.Draw(image).text((110, 110), char, font=font(), embedded_color=True, anchor="mm")
     pixels = np.array(image)
-    if category == "fork":  # the drawing shows a knife and a fork: keep the fork
-        pixels[:, :110, 3] = 0
-    elif category == "boat":  # the sea belongs to the place
+    for left, top, right, bottom in ERASED.get(char, []):
+        pixels[top:bottom, left:right, 3] = 0
+    if category == "boat":  # the sea belongs to the place; above this row, sky blue is a window
         sea = cityblock(pixels, ["#92D3F5"]).min(-1) < 90
+        sea |= pixels[..., 3] < 128  # its soft edge, in no colour of its own
+        sea[:125] = False
         pixels[sea, 3] = 0
-    elif category == "tie":  # the drawing is mostly a shirt: keep the tie and its outline
-        tie = (cityblock(pixels, ["#B399C8", "#8967AA"]).min(-1) < 90) & (pixels[..., 3] > 0)
-        wider = Image.fromarray(tie).convert("L").filter(ImageFilter.MaxFilter(9))
-        outline = (np.array(wider) > 0) & (pixels[..., :3].max(-1) < 90)
-        pixels[~tie & ~outline, 3] = 0
+    elif category == "dining table":  # its one leg stands in the middle: one at each end instead
+        leg = pixels[104:, 99:121].copy()
+        pixels[104:, 99:121, 3] = 0
+        for left in (60, 138):
+            pixels[104:, left : left + 22] = leg
     image = Image.fromarray(pixels)
     return image.crop(image.getbbox())
 
 
 @lru_cache(None)
 def sprite(char: str, category: str = "", colour: str | None = None) -> Image.Image:
-    """A drawing in a colour: the largest family of its palette becomes (fill, shade)."""
+    """A drawing in a colour: one family of its palette becomes (fill, shade)."""
     image = glyph(char, category)
     if colour is None:
         return image
@@ -89,11 +93,11 @@ def sprite(char: str, category: str = "", colour: str | None = None) -> Image.Im
         area[family] += count
     area["black"] = 0  # the outlines
     area["white"] *= 0.3  # white is paper more often than paint
-    largest = [max(area, key=area.get)]
+    painted = PAINTED.get(char, [max(area, key=area.get)])
     # A drawing's two blues are one paint, but a vehicle's windows stay as they are.
-    if largest[0] in ("sky", "blue") and CATEGORIES[category]["supercategory"] != "vehicle":
-        largest = ["sky", "blue"]
-    members = [k for k, family in enumerate(families) if family in largest]
+    if painted[0] in ("sky", "blue") and CATEGORIES[category]["supercategory"] != "vehicle":
+        painted = ["sky", "blue"]
+    members = [k for k, family in enumerate(families) if family in painted]
     present = [k for k in members if counts[k] > 0.02 * len(solid)]
     fill, shade = (rgb(c) for c in COLOURS[colour])
     for k in members:

@@ -34,6 +34,7 @@ class Checkpoints:
         self.folder = None if folder is None else Path(folder)
         self.model, self.optimizer, self.run, self.settings = model, optimizer, run, settings
         self.writes = self.folder is not None and run.is_main_process
+        self.best_weights = self.trainable()
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             for partial in self.folder.glob(".*.tmp"):  # of a run that was killed while writing
@@ -74,24 +75,20 @@ class Checkpoints:
             if old != self.best_path(state["best"]):
                 old.unlink()
 
-    def save_best(self, epoch):
-        """Keep the present weights as the best so far, and return them."""
-        weights = self.trainable()
+    def save_best(self, row):
+        """Keep the present weights as the best so far; row: its number in the history, from 1."""
+        self.best_weights = self.trainable()
         if self.writes:
-            with replace_when_complete(self.best_path(epoch)) as partial:
-                save_file(weights, partial)
-        return weights
+            with replace_when_complete(self.best_path(row)) as partial:
+                save_file(self.best_weights, partial)
 
-    def best_path(self, epoch):
-        return self.folder / f"best-{epoch or 0:04d}.safetensors"
-
-    def best(self, state):
-        """The best weights of a run that goes on; None where there are none yet."""
-        return None if state["best"] is None else read_tensors(self.best_path(state["best"]))
+    def best_path(self, row):
+        return self.folder / f"best-{row or 0:04d}.safetensors"
 
     def resume(self):
         """The state of the last checkpoint, its weights and moments put in place; else a new one.
 
+        Its best weights are those of the run so far, or where it starts from.
         ValueError where it was written with other settings, or is damaged.
         """
         if not self.paths():
@@ -113,6 +110,8 @@ class Checkpoints:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if content["scaler"] is not None and self.run.scaler is not None:
             self.run.scaler.load_state_dict(content["scaler"])
+        best = content["state"]["best"]
+        self.best_weights = self.trainable() if best is None else read_tensors(self.best_path(best))
         self.run.print(f"Going on from {path.name} in {self.folder.name}/.")
         return content["state"]
 

@@ -18,11 +18,11 @@ from helpers.storage.download import WHERE
 MOST_PIXELS = 50_000_000
 
 
-def open_image(path, size: int | None = None) -> Image.Image:
+def open_image(path) -> Image.Image:
     """The image in a file (or file object), upright, RGB, transparent parts white.
 
-    Of an animation the first frame. `size`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its
-    resolution, several times faster, while both sides keep at least `size` pixels. Raises
+    Of an animation the first frame. Always decoded in full: a JPEG read at half its resolution is
+    faster, and gives other pixels and so another embedding. Raises
     FileNotFoundError, or OSError for a file that is no whole image or has more than `MOST_PIXELS`.
     """
     name = path if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "This file")
@@ -33,7 +33,7 @@ def open_image(path, size: int | None = None) -> Image.Image:
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height <= MOST_PIXELS:
-                    return _as_rgb(image, size)
+                    return _as_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name} does not exist. {WHERE}") from None
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
@@ -47,9 +47,7 @@ def open_image(path, size: int | None = None) -> Image.Image:
     )
 
 
-def _as_rgb(image: Image.Image, size: int | None) -> Image.Image:
-    if size:
-        image.draft("RGB", (size, size))
+def _as_rgb(image: Image.Image) -> Image.Image:
     image.load()
     # What is wrong with its EXIF says nothing against the pixels.
     with contextlib.suppress(Exception):

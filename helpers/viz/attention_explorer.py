@@ -17,6 +17,7 @@ from helpers.attention import METHODS, compare, one_token, read_maps, whole_word
 from helpers.minicoco import captions as sentences
 from helpers.minicoco import sprites
 from helpers.minicoco.scenes import draw
+from helpers.storage.images import open_image
 from helpers.viz import controls, overlays
 
 GALLERY, SCENE, FILE = "the gallery", "a scene of yours", "a file of yours"
@@ -151,7 +152,7 @@ class Explorer(controls.Live):
             raise ValueError("Upload a picture with the button above.")
         key = file.name, file.getvalue()
         if self.file[0] != key:  # decoded once, not at every move of a slider
-            self.file = key, controls.opened(file)
+            self.file = key, open_image(file)
         return self.file[1]
 
     def start(self) -> tuple[list[int] | None, dict]:

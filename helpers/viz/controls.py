@@ -10,16 +10,13 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from PIL import Image
 
 from helpers.minicoco import sprites
 from helpers.minicoco.backgrounds import PLACES, TIMES
 from helpers.minicoco.scenes import Scene, SceneObject, place_by_relation
-from helpers.storage.images import open_image
 from helpers.viz import figures
 
 WIDE, NARROW = "860px", "250px"
-LARGEST = 800  # pixels of the longer side of an image that is shown
 
 
 class Live(widgets.VBox):
@@ -129,16 +126,6 @@ def uploaded(value) -> io.BytesIO | None:
     file = io.BytesIO(bytes(value[-1]["content"]))
     file.name = value[-1]["name"]
     return file
-
-
-def opened(file) -> Image.Image:
-    """The image in a file, small enough to be shown; OSError where there is none.
-
-    file: a path, or what `uploaded` returns.
-    """
-    image = open_image(file, LARGEST)
-    image.thumbnail((LARGEST, LARGEST))
-    return image
 
 
 AS_DRAWN, NOTHING = "as drawn", "nothing"

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.metrics import ConfusionMatrixDisplay
 
 IMAGE, TEXT, RIGHT, WRONG, GREY = "#2a6fbb", "#e07b39", "#2e9e5b", "#cc3d3d", "#8a8f98"
+LARGEST = 800  # pixels of the longer side of an image that is shown
 HEAVY = 140_000  # bytes from which on a PNG is stored in 256 colours
 
 
@@ -62,9 +63,17 @@ def wrap(text: str, width: int, lines: int = 6) -> str:
     return literal("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
 
 
+def shown(image: Image.Image) -> Image.Image:
+    """The image, or one of at most `LARGEST` pixels a side: large photographs draw slowly."""
+    if isinstance(image, Image.Image) and max(image.size) > LARGEST:
+        image = image.copy()
+        image.thumbnail((LARGEST, LARGEST))
+    return image
+
+
 def show_image(axes, image, edge: str | None = None) -> None:
     """An image without ticks, in a frame of the colour `edge`."""
-    axes.imshow(np.asarray(image))
+    axes.imshow(np.asarray(shown(image)))
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set(visible=edge is not None, color=edge or "black", linewidth=4)
@@ -182,10 +191,10 @@ def histograms(groups: dict, title="", xlabel="cosine", bins=60, marks: dict | N
     return figure
 
 
-def bars(rows: dict, title="", xlabel="", chance=(), ceiling=()) -> Figure:
+def bars(rows: dict, title="", xlabel="", chance=(), attainable=()) -> Figure:
     """Horizontal bars between 0 and 1, with their numbers: {name: value or (value, (low, high))}.
 
-    chance, ceiling: {name: value}, drawn as marks across the bars.
+    chance, attainable: {name: value}, drawn as marks across the bars.
     """
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.46 * max(2, len(rows))))
     labels = []
@@ -196,7 +205,7 @@ def bars(rows: dict, title="", xlabel="", chance=(), ceiling=()) -> Figure:
         if interval is not None:
             ends = [[value - interval[0]], [interval[1] - value]]
             axes.errorbar(value, y, xerr=ends, color="black", capsize=4)
-    for label, marks, color in (("chance", chance, WRONG), ("ceiling", ceiling, RIGHT)):
+    for label, marks, color in (("chance", chance, WRONG), ("attainable", attainable, RIGHT)):
         spots = [(marks[name], y) for y, name in enumerate(rows) if name in marks]
         for k, (x, y) in enumerate(spots):
             axes.vlines(x, y - 0.4, y + 0.4, color=color, linewidth=3, label="_" * k + label)
@@ -204,7 +213,7 @@ def bars(rows: dict, title="", xlabel="", chance=(), ceiling=()) -> Figure:
     axes.set(title=title, xlabel=xlabel, xlim=(0, 1.02))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    if chance or ceiling:
+    if chance or attainable:
         below = 0.5, -0.6 / (0.3 + 0.46 * len(rows))
         axes.legend(loc="upper center", bbox_to_anchor=below, ncols=2, frameon=False)
     return figure

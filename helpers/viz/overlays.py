@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from helpers.viz.figures import TEXT, literal, show_image, wrap
+from helpers.viz.figures import TEXT, literal, show_image, shown, wrap
 
 SHORT = FuncFormatter(lambda value, _: f"{value:.2g}")  # 0.0025, 0.5, 1
 
@@ -33,6 +33,7 @@ def overlay(axes, image, grid, top: float | None = None, strength: float = 0.85,
     """
     grid = np.asarray(grid, float)
     top = max(grid.max(), 1e-12) if top is None else top
+    image = shown(image)
     width, height = image.size
     grey = image.convert("L").convert("RGB")
     grey = Image.blend(grey, Image.new("RGB", image.size, "white"), 0.4)

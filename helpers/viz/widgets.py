@@ -12,6 +12,7 @@ from helpers.attention import explain
 from helpers.evaluation import class_probabilities, nearest
 from helpers.minicoco import sprites
 from helpers.minicoco.scenes import Scene, draw
+from helpers.storage.images import open_image
 from helpers.viz import controls, figures, overlays
 from helpers.viz.attention_explorer import Explorer
 from helpers.viz.controls import Live, compose, slider, textbox
@@ -170,7 +171,7 @@ def explained(model, file, captions, caption_embeds, names, name_embeds, drawn, 
     file: a path, or what `uploaded` returns; drawn: says first that the model knows only drawings;
     caption: the one to explain, by default the nearest. OSError for a file that holds no image.
     """
-    image = controls.opened(file)
+    image = open_image(file)
     embed = model.encode_images([image])[0]
     found, classes = answers(model, embed, captions, caption_embeds, names, name_embeds)
     caption = caption.strip() or found[0][0]
