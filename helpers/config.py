@@ -87,7 +87,7 @@ def all_profiles() -> dict[str, Profile]:
         Profile("smoke", data / "minicoco-smoke", train_images=48, dev_images=16, val_images=32,
                 batch_size=16, head_epochs=3, tune_epochs=1, seeds=1, **MINI),
         Profile("mini", data / "minicoco", train_images=30_000, dev_images=2_000, val_images=1_000,
-                tune_epochs=2, **MINI),
+                head_epochs=20, tune_epochs=2, **MINI),
         Profile("coco-val", coco, train_folder="val2017", dev_folder="val2017", train_images=3_500,
                 val_images=1_000, **COCO),
         Profile("coco", coco, train_images=None, val_images=None, **COCO),

@@ -1,4 +1,4 @@
-"""Retrieval, zero-shot classification and the compositional probe, each with chance beside it.
+"""Retrieval and zero-shot classification, each with chance beside it.
 
 And whether the difference between two models is more than luck.
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from sklearn.metrics import average_precision_score
 
 TEMPLATES = ["a {}", "a photo of a {}", "a picture of a {}", "a picture of one {}",
              "a close-up of a {}", "there is a {} in the scene",
@@ -163,40 +162,6 @@ def classify(image_embeds, class_embeds, labels):
         result[f"top{k}_interval"] = wilson(hits, n)
         result[f"top{k}_chance"] = min(1.0, k / classes)
     return result
-
-
-def mean_average_precision(scores, labels):
-    """Mean over categories of the average precision of ranking images by score.
-
-    scores [N, C]; labels bool [N, C]. Categories that no image shows are left out. ValueError when
-    none is shown, or a score is not a number.
-    """
-    scores, labels = doubles(scores).numpy(), doubles(labels).numpy() > 0
-    columns = np.flatnonzero(labels.any(axis=0))
-    if not len(columns):
-        raise ValueError("no image shows any category: check that labels and images match")
-    return float(np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in columns]))
-
-
-def average_precision_chance(labels):
-    """The mean average precision of random scores, in expectation; labels bool [N, C].
-
-    Not the share of images that show a category: the first few places weigh more than the rest,
-    and an image that shows it has itself at its own place. Bestgen 2015, PBML 103.
-    """
-    n, shown = len(labels), doubles(labels).sum(dim=0)  # [C], images that show each category
-    # Of the images before one that shows it, the share that shows it too; mean over categories.
-    others = ((shown[shown > 0] - 1) / max(1, n - 1)).mean().item()
-    harmonic = float((1 / np.arange(1, n + 1)).sum())
-    return (harmonic + others * (n - harmonic)) / n
-
-
-def compositional(image_embeds, caption_embeds, foil_embeds):
-    """How often an image is nearer to its caption than to a foil of the same words; all [N, E]."""
-    images, captions, foils = (doubles(e) for e in (image_embeds, caption_embeds, foil_embeds))
-    right = (images * captions).sum(dim=1) > (images * foils).sum(dim=1)
-    n, hits = len(right), int(right.sum())
-    return {"accuracy": hits / n, "interval": wilson(hits, n), "chance": 0.5, "n": n}
 
 
 def wilson(hits, n, z=1.96):

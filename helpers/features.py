@@ -5,8 +5,6 @@ preprocessing. A changed input asks for another folder, so it never meets a stal
 goes on where its last finished shard ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -115,9 +113,7 @@ def _image_batches(tower, images, shards, batch_size):
     """The images of these shards, batch by batch, decoded in the background."""
 
     def load(rows):
-        opened = (
-            images.image(i) if hasattr(images, "image") else images[i] for i in rows.tolist()
-        )
+        opened = (images.image(i) if hasattr(images, "image") else images[i] for i in rows.tolist())
         return rows, {"pixel_values": torch.stack([tower.preprocess(image) for image in opened])}
 
     return prefetch(load, (rows for shard in shards for rows in shard.split(batch_size)))
@@ -194,4 +190,3 @@ def _key(tower, data: dict) -> str:
     """Names all that shapes the embeddings that this tower makes of this data."""
     key = {"weights": weights_digest(tower), "settings": settings(tower), **data}
     return _digest(json.dumps(key, sort_keys=True).encode())[:24]
-

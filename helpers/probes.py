@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from sklearn.metrics import average_precision_score
 
 from helpers import evaluation
 from helpers.data import load_split
+from helpers.evaluation import doubles, wilson
 from helpers.features import embed_images, embed_texts
 from helpers.minicoco.sprites import COLOURS
 from helpers.model import CLIP
@@ -178,6 +180,40 @@ def classes(probe):
     return names, labels * len(colours) + colour_labels
 
 
+def mean_average_precision(scores, labels):
+    """Mean over categories of the average precision of ranking images by score.
+
+    scores [N, C]; labels bool [N, C]. Categories that no image shows are left out. ValueError when
+    none is shown, or a score is not a number.
+    """
+    scores, labels = doubles(scores).numpy(), doubles(labels).numpy() > 0
+    columns = np.flatnonzero(labels.any(axis=0))
+    if not len(columns):
+        raise ValueError("no image shows any category: check that labels and images match")
+    return float(np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in columns]))
+
+
+def average_precision_chance(labels):
+    """The mean average precision of random scores, in expectation; labels bool [N, C].
+
+    Not the share of images that show a category: the first few places weigh more than the rest,
+    and an image that shows it has itself at its own place. Bestgen 2015, PBML 103.
+    """
+    n, shown = len(labels), doubles(labels).sum(dim=0)  # [C], images that show each category
+    # Of the images before one that shows it, the share that shows it too; mean over categories.
+    others = ((shown[shown > 0] - 1) / max(1, n - 1)).mean().item()
+    harmonic = float((1 / np.arange(1, n + 1)).sum())
+    return (harmonic + others * (n - harmonic)) / n
+
+
+def compositional(image_embeds, caption_embeds, foil_embeds):
+    """How often an image is nearer to its caption than to a foil of the same words; all [N, E]."""
+    images, captions, foils = (doubles(e) for e in (image_embeds, caption_embeds, foil_embeds))
+    right = (images * captions).sum(dim=1) > (images * foils).sum(dim=1)
+    n, hits = len(right), int(right.sum())
+    return {"accuracy": hits / n, "interval": wilson(hits, n), "chance": 0.5, "n": n}
+
+
 @torch.no_grad()
 def evaluate(profile, model: CLIP, split: str = "val") -> dict[str, dict]:
     """All that the course reports of a model: {"text_to_image/recall@1": {"value", "chance"}, …}.
@@ -214,14 +250,14 @@ def evaluate(profile, model: CLIP, split: str = "val") -> dict[str, dict]:
     instances = Instances(profile.data, f"instances_{images.folder}.json")
     labels = instances.labels(images.image_ids)
     scores = embeds[0] @ evaluation.class_embeds(text_vectors, instances.names).T
-    precision = evaluation.mean_average_precision(scores, labels)
-    chance = evaluation.average_precision_chance(labels)
+    precision = mean_average_precision(scores, labels)
+    chance = average_precision_chance(labels)
     metrics["classification/map"] = {"value": precision, "chance": chance}
     triples = load_compositional(profile).values() if split == "val" else ()
     if triples:
         parts = [(image_vectors(p), text_vectors(true), text_vectors(foils))
                  for p, true, foils in triples]  # fmt: skip
-        result = evaluation.compositional(*(torch.cat(part) for part in zip(*parts)))
+        result = compositional(*(torch.cat(part) for part in zip(*parts)))
         row = {"value": result["accuracy"], "chance": result["chance"], "n": result["n"]}
         metrics["compositional/accuracy"] = row
     return metrics

@@ -44,18 +44,19 @@ class History(list):
 def parameter_groups(model, lr, image_lr=0.0, text_lr=0.0, weight_decay=0.1):
     """Everything that is trained, for AdamW: each part with its rate, decay on matrices alone.
 
-    No decay on biases, norms, embeddings, logit_scale and logit_bias. Towers with a rate of 0 are
-    left out. Taught in notebook 04, "One rate for each part".
+    No decay on biases, norms, logit_scale and logit_bias. Left out: towers with a rate of 0, and
+    word vectors, of which captions use few.
+
+    Taught in notebook 04, "One rate for each part".
     """
-    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    word_vectors = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     rates = {"image_tower": image_lr, "text_tower": text_lr}
     groups = {}
     for name, parameter in model.named_parameters():
         rate = rates.get(name.split(".")[0], lr)
-        # 2 dimensions: a Linear's matrix; 4: the convolution that embeds the patches.
-        is_matrix = parameter.ndim in (2, 4) and id(parameter) not in embeddings
-        if rate:
-            decay = weight_decay if is_matrix else 0.0
+        if rate and id(parameter) not in word_vectors:
+            # 2 dimensions: a Linear's matrix; 4: the convolution that embeds the patches.
+            decay = weight_decay if parameter.ndim in (2, 4) else 0.0
             group = {"params": [], "lr": rate, "peak": rate, "weight_decay": decay}
             groups.setdefault((rate, decay), group)["params"].append(parameter)
     return list(groups.values())
@@ -277,4 +278,3 @@ def require_finite(loss, step, image_ids, saved):
         where = f"in step {step}, on the images {', '.join(map(str, image_ids[:8].tolist()))} …"
         fix = "lower the learning rates, or look for NaN in the features"
         raise FloatingPointError(f"the loss is {loss} {where}: {fix}. {saved.last()}")
-

@@ -15,7 +15,7 @@ from helpers.model import temporarily, training_mode
 
 @contextmanager
 def trained_parts(model, image_lr, text_lr, gradient_checkpointing=False):
-    """Inside, towers with a rate take gradients and those with a rate of 0 do not.
+    """Inside, towers with a rate take gradients, their word vectors and other towers do not.
 
     gradient_checkpointing: layers of the former keep their input alone and are computed again in
     the backward pass (Chen et al. 2016, 1604.06174). Afterwards every parameter is as it was.
@@ -23,6 +23,8 @@ def trained_parts(model, image_lr, text_lr, gradient_checkpointing=False):
     rates = {"image_tower": image_lr, "text_tower": text_lr}
     named = [(name.split(".")[0], parameter) for name, parameter in model.named_parameters()]
     changes = [(p, "requires_grad", bool(rates.get(part, True))) for part, p in named]
+    words = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+    changes += [(weight, "requires_grad", False) for weight in words]
     for name, part in model.named_modules() if gradient_checkpointing else ():
         if rates.get(name.split(".")[0]) and isinstance(part, GradientCheckpointingLayer):
             in_two_passes = partial(checkpoint, part.forward, use_reentrant=False)

@@ -13,19 +13,17 @@ from scipy import stats
 
 from helpers.evaluation import (
     TEMPLATES,
-    average_precision_chance,
     class_embeds,
     classify,
-    compositional,
     difference,
     hits_at,
-    mean_average_precision,
     prompt,
     ranks,
     retrieval,
     retrieval_chance,
     wilson,
 )
+from helpers.probes import average_precision_chance, compositional, mean_average_precision
 
 NUMBER_TYPES = {
     "float64": lambda x: x.double(),

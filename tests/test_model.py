@@ -131,13 +131,11 @@ def test_averaged_weights_lie_between_two_models_and_change_neither(model):
     assert [weights_digest(model), weights_digest(after)] == both and after.training
     assert not any(part.training for part in averaged.modules())
     towers = model.image_tower, model.text_tower
-    for name, other in (
-        ("image_head.1.weight", CLIP(16, 16, 9, *towers)),
-        ("logit_bias", CLIP(16, 16, 8, *towers, **SIGLIP_START)),
-        ("text_tower.model.embeddings.word", CLIP(16, 16, 8, towers[0])),
-    ):
+    others = {"logit_bias": CLIP(16, 16, 8, *towers, **SIGLIP_START)}
+    others |= {"image_head.1.weight": CLIP(16, 16, 9, *towers)}
+    for name, other in others.items():
         for pair in ((model, other), (other, model)):
-            with pytest.raises(ValueError, match=f"{name}.* is missing or of another shape"):
+            with pytest.raises(ValueError, match=f"{name} is missing or of another shape"):
                 average_weights(*pair, 0.5)
 
 
