@@ -5,6 +5,7 @@ Every function says what it does when it takes longer than a moment, and does no
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from helpers.config import Profile, machine, pick_device
 from helpers.data import CaptionedImages, Examples, load_split
@@ -19,7 +21,7 @@ from helpers.encoders import ImageTower, TextTower, load_towers
 from helpers.features import Embeddings, extract_embeddings
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
-from helpers.model import CLIP, load_heads, load_model, save_heads
+from helpers.model import CLIP, load_heads, save_heads
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.download import download
 from helpers.storage.files import atomic_write
@@ -109,16 +111,39 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     return model.eval()
 
 
+def save_finetuned(profile: Profile, model: CLIP, run_info: dict) -> Path:
+    """Keep a fine-tuned model where `finetuned` finds it, small enough to be committed.
+
+    Beside the heads only the weights that differ from the pretrained towers', in half precision.
+    """
+    before = dict(zip(("image_tower", "text_tower"), towers(profile), strict=True))
+    changed = {}
+    for side, tower in before.items():
+        for name, weight in getattr(model, side).state_dict().items():
+            if not weight.cpu().equal(tower.state_dict()[name].cpu()):
+                changed[f"{side}.{name}"] = weight.cpu().half()
+    folder = Path(profile.trained, "finetuned")
+    digests = {side: weights_digest(tower) for side, tower in before.items()}
+    atomic_write(folder / "towers.safetensors", save(changed))
+    save_heads(model, folder, digests | run_info)
+    return folder
+
+
 def finetuned(profile: Profile) -> CLIP | None:
     """The fine-tuned model in `profile.trained`, evaluating on the best device; None without one.
 
-    mini's has a tuned image tower under the text tower of the profile, so that it is small enough
-    to be committed.
+    None, too, where it was tuned from other towers than the profile's.
     """
     folder = Path(profile.trained, "finetuned")
     if not (folder / "heads.json").is_file():
         return None
-    return load_model(folder, *towers(profile), profile.max_length)[0].to(pick_device())
+    pair = towers(profile)
+    model, meta = load_heads(folder, *copy.deepcopy(pair))
+    if [meta["image_tower"], meta["text_tower"]] != list(map(weights_digest, pair)):
+        print(f"{folder} was tuned from other towers: left aside.")
+        return None
+    model.load_state_dict(load_file(folder / "towers.safetensors"), strict=False)
+    return model.to(pick_device())
 
 
 def models(profile: Profile) -> dict[str, list[CLIP]]:
@@ -126,7 +151,7 @@ def models(profile: Profile) -> dict[str, list[CLIP]]:
     seeds = range(profile.seed, profile.seed + profile.seeds)
     by_name = {"projection": [heads(profile, seed) for seed in seeds]}
     tuned = finetuned(profile)
-    return by_name if tuned is None else {**by_name, "finetuned-image": [tuned]}
+    return by_name if tuned is None else {**by_name, "finetuned-averaged": [tuned]}
 
 
 def save_results(

@@ -263,8 +263,8 @@ def keep_best(profile: Profile, rows: list[dict], alpha: float) -> None:
     recalls = [sum(table[name]["value"] for name in DECLARED) for table in tables]
     seed = runs[int(np.argmax(recalls))]["seed"]
     pair = [trained(profile, name, seed)[0] for name in ("projection", "finetuned")]
-    meta = {"profile": profile.name, "seed": seed, "alpha": alpha}
-    save_model(average_weights(*pair, alpha), profile.trained / "finetuned", meta)
+    run_info = {"profile": profile.name, "seed": seed, "alpha": alpha}
+    load_or_build.save_finetuned(profile, average_weights(*pair, alpha), run_info)
 
 
 def write_results(profile: Profile, rows: list[dict]) -> dict[str, float]:

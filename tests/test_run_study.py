@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from helpers import load_or_build
+from helpers.evaluation import retrieval
+from helpers.model import average_weights
 from helpers.probes import packed, unpacked
 from helpers.storage.checkpoints import weights_digest
 from helpers.training import History
@@ -40,6 +42,9 @@ def test_an_interrupted_run_stops_the_study_and_keeps_nothing(smoke, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         one_run(smoke, "siglip-projection", 0, 1)
     assert not list((smoke.cache / "study").glob("siglip-projection*"))
+
+
+ENDS = ("projection", "finetuned")
 
 
 def row_of(name, seed, values, share=1):
@@ -114,7 +119,19 @@ def test_what_is_best_on_dev_is_averaged_and_kept(smoke):
     assert load_or_build.finetuned(smoke) is None
     row = one_run(smoke, "finetuned", 0, 1)
     run_study.keep_best(smoke, [row], 0.5)
-    model = load_or_build.finetuned(smoke)
-    ends = [trained(smoke, name, 0)[0] for name in ("projection", "finetuned")]
-    low, high = sorted(end.logit_scale.item() for end in ends)
-    assert low <= model.logit_scale.item() <= high
+    model, ends = load_or_build.finetuned(smoke), [trained(smoke, n, 0)[0] for n in ENDS]
+    expected = average_weights(*ends, 0.5)
+    for (name, weight), kept in zip(expected.named_parameters(), model.parameters(), strict=True):
+        assert torch.allclose(weight, kept, atol=1e-3, rtol=1e-3), name
+    words = "text_tower.model.embeddings.word_embeddings.weight"
+    assert model.get_parameter(words).equal(ends[0].get_parameter(words))
+    folder = smoke.trained / "finetuned"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 30e6
+    val = load_or_build.data(smoke, "val")
+    captions, owner = val.all_captions()
+    images = [val.image(i) for i in range(len(val))]
+    recalls = [
+        retrieval(m.encode_images(images), m.encode_texts(captions), owner)
+        for m in (expected.to(model.logit_scale.device), model)
+    ]
+    assert recalls[0] == pytest.approx(recalls[1], abs=0.001 * 32)
