@@ -65,7 +65,9 @@ def recipe(profile: Profile, name: str, share: float = 1) -> dict:
     settings = {"epochs": profile.head_epochs, "batch_size": 512, "patience": 10}
     if start is not None:
         settings = load_or_build.tuning(profile, image, text)
-    return settings | {"epochs": round(settings["epochs"] / share)}
+    images = len(load_or_build.data(profile, "train"))
+    whole, part = (n // min(n, settings["batch_size"]) for n in (images, round(share * images)))
+    return settings | {"epochs": round(settings["epochs"] * whole / part)}
 
 
 def fingerprint(profile: Profile, name: str, share: float = 1) -> str:

@@ -12,7 +12,8 @@ from helpers.minicoco import sprites
 from helpers.minicoco.scenes import draw, relation_of
 from helpers.model import CLIP
 from helpers.storage.images import open_image
-from helpers.viz import controls, figures, widgets
+from helpers.storage.images import shown as shown_image
+from helpers.viz import controls, widgets
 from helpers.viz.controls import AS_DRAWN, NOTHING, RELATIONS, compose
 from tests.tiny import image_tower, text_tower
 from tests.uploads import send, shown
@@ -231,7 +232,7 @@ def test_the_factor_sharpens_the_softmax(images, embeds, answers):
 
 
 def test_an_image_of_ones_own_is_classified_captioned_and_explained(model, answers, photo):
-    assert figures.shown(open_image(photo)).size == (800, 400) != open_image(photo).size
+    assert shown_image(open_image(photo)).size == (800, 400) != open_image(photo).size
     figure = closed(widgets.explained(model, photo, *answers, drawn=True))
     embed = model.encode_images(photo)[0]
     cosines, rows = (answers[1] @ embed).sort(descending=True)

@@ -16,6 +16,7 @@ from helpers.storage.download import WHERE
 
 # Some hundred megabytes once decoded; COCO's images have about 300,000.
 MOST_PIXELS = 50_000_000
+LARGEST = 800  # pixels of the longer side of an image that is shown
 
 
 def open_image(path) -> Image.Image:
@@ -61,6 +62,14 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     # The pixels are upright: an orientation left in here would turn them once more.
     image.info = {}
+    return image
+
+
+def shown(image: Image.Image) -> Image.Image:
+    """The image, or one of at most `LARGEST` pixels a side: large photographs draw slowly."""
+    if isinstance(image, Image.Image) and max(image.size) > LARGEST:
+        image = image.copy()
+        image.thumbnail((LARGEST, LARGEST))
     return image
 
 

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from helpers.storage.images import shown
+
 IMAGE, TEXT, RIGHT, WRONG, GREY = "#2a6fbb", "#e07b39", "#2e9e5b", "#cc3d3d", "#8a8f98"
-LARGEST = 800  # pixels of the longer side of an image that is shown
 HEAVY = 140_000  # bytes from which on a PNG is stored in 256 colours
 
 
@@ -61,14 +62,6 @@ def literal(text: str) -> str:
 def wrap(text: str, width: int, lines: int = 6) -> str:
     """Text in at most `lines` lines of at most `width` characters, to be shown as it is."""
     return literal("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
-
-
-def shown(image: Image.Image) -> Image.Image:
-    """The image, or one of at most `LARGEST` pixels a side: large photographs draw slowly."""
-    if isinstance(image, Image.Image) and max(image.size) > LARGEST:
-        image = image.copy()
-        image.thumbnail((LARGEST, LARGEST))
-    return image
 
 
 def show_image(axes, image, edge: str | None = None) -> None:

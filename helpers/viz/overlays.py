@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from helpers.viz.figures import TEXT, literal, show_image, shown, wrap
+from helpers.storage.images import shown
+from helpers.viz.figures import TEXT, literal, show_image, wrap
 
 SHORT = FuncFormatter(lambda value, _: f"{value:.2g}")  # 0.0025, 0.5, 1
 
