@@ -7,8 +7,6 @@ tokens, and ends in scores of the input tokens [B, N]. `raw_attention`, `rollout
 the similarity. To read some of the layers only, pass attentions[a:b].
 """
 
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ the mean over the last layer's real (unpadded) tokens. Nothing here is trained; 
 come in model.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

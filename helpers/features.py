@@ -5,8 +5,6 @@ preprocessing. A changed input asks for another folder, so it never meets a stal
 goes on where its last finished shard ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -195,4 +193,3 @@ def _key(tower, data: dict) -> str:
     """Names all that shapes the embeddings that this tower makes of this data."""
     key = {"weights": weights_digest(tower), "settings": settings(tower), **data}
     return _digest(json.dumps(key, sort_keys=True).encode())[:24]
-

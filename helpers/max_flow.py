@@ -1,7 +1,5 @@
 """Exact maximum flow through layers of attention, with scipy alone: its processes start at once."""
 
-from __future__ import annotations
-
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.sparse import csr_array

@@ -7,6 +7,7 @@ the same captions and images in the same order.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -140,9 +141,9 @@ def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, tex
     freezes a tower); they rise over the share `warmup` of all steps and fall along a cosine.
     patch_keep_ratio: share of an image's patches that a step sees. grad_cache_chunk: rows whose
     activations are held at once. precision: "no", "bf16", "fp16", or None for the device's best.
-    select: "dev_loss" or "dev_recall@1"; patience: epochs without a better one before the end.
-    checkpoints: a folder, written after each epoch and every `save_every` steps; a run that finds
-    its own there goes on from it. on_epoch(row) may return True to end the training.
+    select: "dev_loss", "dev_recall@1" or "dev_recall@5"; patience: epochs without a better one
+    before the end. checkpoints: a folder, written after each epoch and every `save_every` steps; a
+    run that finds its own there goes on from it. on_epoch(row) may return True to end the training.
 
     Returns a History of rows: epoch, step, train_loss, dev_loss, dev_recall@1, dev_recall@5,
     logit_scale (the logarithm), logit_bias, losses, images_per_second (by the median step),
@@ -190,7 +191,7 @@ def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, tex
                         break
                 if len(state["losses"]) < epoch_steps:
                     break  # Ctrl-C: what is done of this epoch is in the checkpoint
-                row = epoch_row(model, dev, raw, state, batch_size)
+                row = epoch_row(model, dev_metrics(model, dev, raw), state, batch_size, clock)
                 require_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
                 if state["best"] is None or is_better(row, state, select):
                     state["best"] = epoch
@@ -231,7 +232,10 @@ def prepare_run(model, train, settings):
     precision = settings["precision"] or best_precision()
     run = Accelerator(cpu=pick_device().type == "cpu", mixed_precision=precision)
     settings["loss"] = "clip" if model.logit_bias is None else "siglip"
-    settings |= {"precision": precision, "processes": run.num_processes, "images": len(train)}
+    digest = hashlib.sha256(train.image_ids.tobytes())
+    for features in vars(train.embeds).values() if train.embeds else ():
+        digest.update(np.asarray(features).tobytes() if torch.is_tensor(features) else b"")
+    settings |= {"precision": precision, "processes": run.num_processes, "data": digest.hexdigest()}
     model.to(run.device)
     return run, raw
 
@@ -241,15 +245,14 @@ def dropout_seed(seed, step, process):
     return int(splitmix64(DROPOUT, seed, step, process)[0] >> np.uint64(1))
 
 
-def epoch_row(model, dev, raw, state, batch_size):
-    """What `fit` reports of an epoch that has just ended."""
-    began = time.perf_counter()
+def epoch_row(model, found, state, batch_size, clock):
+    """What `fit` reports of an epoch; found: its `dev_metrics`, clock: when its last step ended."""
     losses, times = state["losses"], state["times"]
     row = {"epoch": len(state["history"]) + 1, "step": state["step"]}
-    row |= {"train_loss": sum(losses) / len(losses), **dev_metrics(model, dev, raw)}
+    row |= {"train_loss": sum(losses) / len(losses), **found}
     row |= {name: parameter.item() for name, parameter in model.logits().items()}
     row |= {"losses": losses, "images_per_second": batch_size / float(np.median(times))}
-    return row | {"seconds": sum(times) + time.perf_counter() - began}
+    return row | {"seconds": sum(times) + time.perf_counter() - clock}
 
 
 def is_better(row, state, select):
@@ -270,4 +273,3 @@ def require_finite(loss, step, image_ids, saved):
         where = f"in step {step}, on the images {', '.join(map(str, image_ids[:8].tolist()))} …"
         fix = "lower the learning rates, or look for NaN in the features"
         raise FloatingPointError(f"the loss is {loss} {where}: {fix}. {saved.last()}")
-

@@ -3,8 +3,6 @@
 python -m scripts.export_explorer writes build/explorer.html, which needs no network.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -5,8 +5,6 @@ notebooks measure stays in the JSON files. A number that several notebooks repor
 first of them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
