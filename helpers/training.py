@@ -5,6 +5,7 @@ What a step sees is a pure function of (seed, epoch, image id), and what it draw
 the same captions and images in the same order.
 """
 
+import hashlib
 import math
 import sys
 import time
@@ -190,7 +191,8 @@ def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, tex
                         break
                 if state["step"] < look:
                     break  # Ctrl-C: what is done since the last look is in the checkpoint
-                row = dev_row(model, dev, raw, state, batch_size, epoch_steps)
+                found = dev_metrics(model, dev, raw)
+                row = dev_row(model, found, state, batch_size, epoch_steps, clock)
                 require_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
                 if state["best"] is None or is_better(row, state, select):
                     state["best"] = len(state["history"]) + 1
@@ -230,7 +232,10 @@ def prepare_run(model, train, settings):
     precision = settings["precision"] or best_precision()
     run = Accelerator(cpu=pick_device().type == "cpu", mixed_precision=precision)
     settings["loss"] = "clip" if model.logit_bias is None else "siglip"
-    settings |= {"precision": precision, "processes": run.num_processes, "images": len(train)}
+    digest = hashlib.sha256(train.image_ids.tobytes())
+    for features in vars(train.embeds).values() if train.embeds else ():
+        digest.update(np.asarray(features).tobytes() if torch.is_tensor(features) else b"")
+    settings |= {"precision": precision, "processes": run.num_processes, "data": digest.hexdigest()}
     model.to(run.device)
     return run, raw
 
@@ -246,17 +251,19 @@ def dev_steps(epochs, epoch_steps, dev_per_epoch):
     return sorted({look * epoch_steps // dev_per_epoch for look in looks})
 
 
-def dev_row(model, dev, raw, state, batch_size, epoch_steps):
-    """What `fit` reports of the steps since the last look at dev, and of dev itself."""
-    began = time.perf_counter()
+def dev_row(model, found, state, batch_size, epoch_steps, clock):
+    """What `fit` reports of the steps since the last look at dev, and of dev itself.
+
+    found: the dev_metrics; clock: when the last step ended.
+    """
     step, losses, times = state["step"], state["losses"], state["times"]
     train_loss = sum(losses) / len(losses) if losses else None
     speed = batch_size / float(np.median(times)) if times else None
     row = {"epoch": step / epoch_steps if step % epoch_steps else step // epoch_steps, "step": step}
-    row |= {"train_loss": train_loss, **dev_metrics(model, dev, raw)}
+    row |= {"train_loss": train_loss, **found}
     row |= {name: parameter.item() for name, parameter in model.logits().items()}
     row |= {"losses": losses, "images_per_second": speed}
-    return row | {"seconds": sum(times) + time.perf_counter() - began}
+    return row | {"seconds": sum(times) + time.perf_counter() - clock}
 
 
 def is_better(row, state, select):

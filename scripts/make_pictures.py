@@ -3,8 +3,6 @@
 Run it as `python -m scripts.make_pictures`. Drawings are OpenMoji's (CC BY-SA 4.0).
 """
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure

@@ -4,8 +4,6 @@ Nothing in them is typed by hand. The first table holds the headline numbers of 
 everything else that is measured stays in the JSON files.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

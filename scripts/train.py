@@ -30,7 +30,7 @@ def arguments(argv):
     add("--loss", choices=("clip", "siglip"), default="clip")
     add("--tune", choices=("both", "image", "text", "heads"), default="both")
     add("--epochs", type=int, help="of fine-tuning; the profile says how many by default")
-    add("--batch-size", type=int, help="images that a loss compares, over all processes")
+    add("--batch-size", type=int, help="images that a loss compares while towers are tuned")
     add("--lr", type=float, help="peak learning rate of the heads while towers are tuned")
     add("--image-lr", type=float, help="of the image tower")
     add("--text-lr", type=float, help="of the text tower")
@@ -41,7 +41,10 @@ def arguments(argv):
     add("--save-every", type=int, default=200, help="steps between two checkpoints")
     add("--seed", type=int)
     add("--output", type=Path, help="folder of the model and its checkpoints")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.epochs == 0 or args.batch_size in (0, 1):
+        parser.error("--epochs wants 1 or more, --batch-size 2 or more")
+    return args
 
 
 def load_examples(profile):

@@ -484,6 +484,19 @@ def test_the_command_line_runs_on_two_processes(tmp_path):
         torch.testing.assert_close(averaged[name], 0.75 * before[name] + 0.25 * end)
 
 
+def test_checkpoints_of_other_features_are_refused(tmp_path):
+    fit(fresh(), epochs=1, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match="written with data = "):
+        fit(fresh(), train=embeddings(96, seed=9), epochs=1, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize("option", [["--epochs", "0"], ["--batch-size", "1"]])
+def test_the_command_line_looks_at_its_options_first(option, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--profile", "smoke", *option])
+    assert "--epochs wants 1 or more" in capsys.readouterr().err
+
+
 def test_the_command_line_ends_where_it_was_interrupted(tmp_path, monkeypatch):
     history = training.History([], interrupted=True)
     monkeypatch.setattr(train, "fit", lambda *args, **settings: history)
