@@ -232,9 +232,10 @@ def prepare_run(model, train, settings):
     precision = settings["precision"] or best_precision()
     run = Accelerator(cpu=pick_device().type == "cpu", mixed_precision=precision)
     settings["loss"] = "clip" if model.logit_bias is None else "siglip"
-    digest = hashlib.sha256(train.image_ids.tobytes())
-    for features in vars(train.embeds).values() if train.embeds else ():
-        digest.update(np.asarray(features).tobytes() if torch.is_tensor(features) else b"")
+    digest = hashlib.sha256(train.image_ids.tobytes() + train.owner.tobytes())
+    if train.embeds is not None:
+        for features in (train.embeds.image_embeds, train.embeds.text_embeds):
+            digest.update(np.ascontiguousarray(features))  # as they lie: COCO's take 2 GB
     settings |= {"precision": precision, "processes": run.num_processes, "data": digest.hexdigest()}
     model.to(run.device)
     return run, raw
@@ -245,11 +246,11 @@ def dropout_seed(seed, step, process):
     return int(splitmix64(DROPOUT, seed, step, process)[0] >> np.uint64(1))
 
 
-def epoch_row(model, found, state, batch_size, clock):
-    """What `fit` reports of an epoch; found: its `dev_metrics`, clock: when its last step ended."""
+def epoch_row(model, metrics, state, batch_size, clock):
+    """What `fit` reports of an epoch; metrics: those on dev; clock: when its last step ended."""
     losses, times = state["losses"], state["times"]
     row = {"epoch": len(state["history"]) + 1, "step": state["step"]}
-    row |= {"train_loss": sum(losses) / len(losses), **found}
+    row |= {"train_loss": sum(losses) / len(losses), **metrics}
     row |= {name: parameter.item() for name, parameter in model.logits().items()}
     row |= {"losses": losses, "images_per_second": batch_size / float(np.median(times))}
     return row | {"seconds": sum(times) + time.perf_counter() - clock}
