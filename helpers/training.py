@@ -191,8 +191,8 @@ def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, tex
                         break
                 if state["step"] < look:
                     break  # Ctrl-C: what is done since the last look is in the checkpoint
-                found = dev_metrics(model, dev, raw)
-                row = dev_row(model, found, state, batch_size, epoch_steps, clock)
+                metrics = dev_metrics(model, dev, raw)
+                row = dev_row(model, metrics, state, batch_size, epoch_steps, clock)
                 require_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
                 if state["best"] is None or is_better(row, state, select):
                     state["best"] = len(state["history"]) + 1
@@ -232,9 +232,10 @@ def prepare_run(model, train, settings):
     precision = settings["precision"] or best_precision()
     run = Accelerator(cpu=pick_device().type == "cpu", mixed_precision=precision)
     settings["loss"] = "clip" if model.logit_bias is None else "siglip"
-    digest = hashlib.sha256(train.image_ids.tobytes())
-    for features in vars(train.embeds).values() if train.embeds else ():
-        digest.update(np.asarray(features).tobytes() if torch.is_tensor(features) else b"")
+    digest = hashlib.sha256(train.image_ids.tobytes() + train.owner.tobytes())
+    if train.embeds is not None:
+        for features in (train.embeds.image_embeds, train.embeds.text_embeds):
+            digest.update(np.ascontiguousarray(features))  # as they lie: COCO's take 2 GB
     settings |= {"precision": precision, "processes": run.num_processes, "data": digest.hexdigest()}
     model.to(run.device)
     return run, raw
@@ -251,16 +252,16 @@ def dev_steps(epochs, epoch_steps, dev_per_epoch):
     return sorted({look * epoch_steps // dev_per_epoch for look in looks})
 
 
-def dev_row(model, found, state, batch_size, epoch_steps, clock):
+def dev_row(model, metrics, state, batch_size, epoch_steps, clock):
     """What `fit` reports of the steps since the last look at dev, and of dev itself.
 
-    found: the dev_metrics; clock: when the last step ended.
+    metrics: those on dev; clock: when the last step ended.
     """
     step, losses, times = state["step"], state["losses"], state["times"]
     train_loss = sum(losses) / len(losses) if losses else None
     speed = batch_size / float(np.median(times)) if times else None
     row = {"epoch": step / epoch_steps if step % epoch_steps else step // epoch_steps, "step": step}
-    row |= {"train_loss": train_loss, **found}
+    row |= {"train_loss": train_loss, **metrics}
     row |= {name: parameter.item() for name, parameter in model.logits().items()}
     row |= {"losses": losses, "images_per_second": speed}
     return row | {"seconds": sum(times) + time.perf_counter() - clock}
