@@ -40,6 +40,13 @@ class Embeddings:
     image_ids: Tensor  # int64 [N]
     captions: list[str]  # [M]
 
+    def first(self, count):
+        """Those of the first `count` images."""
+        rows = (self.owner < count).nonzero().flatten()
+        captions = [self.captions[row] for row in rows.tolist()]
+        parts = self.image_embeds[:count], self.text_embeds[rows], self.owner[rows]
+        return Embeddings(*parts, self.image_ids[:count], captions)
+
 
 def extract_embeddings(
     image_tower, text_tower, dataset, cache, batch_size=128, shard_size=2048, progress=True

@@ -199,4 +199,4 @@ def tuning(profile, image=True, text=True):
     sizes = {"epochs": profile.tune_epochs, "batch_size": profile.batch_size}
     if image:
         sizes |= {"patch_keep_ratio": 0.5, "unmasked": 0.2}
-    return {**rates, **sizes, "select": "dev_recall@1"}
+    return {**rates, **sizes, "dev_per_epoch": 4, "select": "dev_recall@1"}

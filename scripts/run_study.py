@@ -1,4 +1,4 @@
-"""The experiments too long for a notebook: `make study`, some six hours on two cores.
+"""The experiments too long for a notebook: `make study`, some nine hours on two cores.
 
 A run is one job: train, average, measure, keep the row. The rows stand in `<results>/study.json`,
 each with a fingerprint of its data and recipe; those whose fingerprint still holds are not run
@@ -22,29 +22,41 @@ import transformers
 
 from helpers import evaluation, load_or_build
 from helpers.config import Profile, get_profile, machine
-from helpers.data import Examples
-from helpers.features import extract_embeddings
 from helpers.minicoco import render
-from helpers.model import CLIP, SIGLIP_START, average_weights, load_model, save_model
+from helpers.model import CLIP, average_weights, load_model, save_model
 from helpers.probes import evaluate, unpacked
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.files import atomic_write
 from helpers.training import fit
 
-# Name in the results: where it starts, whether image tower and text tower are tuned, seeds.
-SETTINGS = {
-    "projection": (None, False, False, 5),
-    "siglip-projection": (None, False, False, 5),
-    "finetuned": ("projection", True, True, 5),
-    "siglip-finetuned": ("siglip-projection", True, True, 5),
-    "finetuned-image": ("projection", True, False, 3),
-    "finetuned-text": ("projection", False, True, 3),
+HEADS_BATCH = 512
+# At step 0 this bias neither pulls nor pushes: notebook 05.
+CALM = {"logit_bias": -math.log(HEADS_BATCH - 1)}
+TEN = {"logit_scale": math.log(10)}  # where the SigLIP paper starts; CLIP starts at 14.3
+# Heads by their name in the results: where factor and bias start, and the peak rate. Each loss from
+# both factors, so that they are compared on equal terms.
+HEADS = {
+    "projection": ({}, 1e-3),
+    "siglip-projection": (CALM | TEN, 1e-3),
+    "projection-10": (TEN, 1e-3),
+    "siglip-projection-14.3": (CALM, 1e-3),
 }
-# The same steps on a share of train's images: name, share, seeds.
-GROWTH = [(name, share, seeds) for share in (1 / 15, 1 / 4)
-          for name, seeds in (("projection", 5), ("finetuned", 2))]  # fmt: skip
-CALM = SIGLIP_START | {"logit_bias": -math.log(511)}  # step 0 neither pulls nor pushes: notebook 05
-DEV_LOOKED_AT = 500  # images, while towers are tuned; every choice between runs looks at all of dev
+# Tuned models: the heads they start from, whether image tower and text tower are tuned.
+TUNED = {
+    "finetuned": ("projection", True, True),
+    "siglip-finetuned": ("siglip-projection", True, True),
+    "finetuned-image": ("projection", True, False),
+    "finetuned-text": ("projection", False, True),
+}
+# How many seeds of each; what matters most comes first.
+SEEDS = {"projection": 5, "finetuned": 5, "siglip-projection": 5, "siglip-finetuned": 5}
+SEEDS |= {"finetuned-image": 3, "finetuned-text": 3, "projection-10": 5}
+SEEDS |= {"siglip-projection-14.3": 5}
+# The same steps on a share of train's images: share, name, seeds.
+GROWTH = [(1 / 15, "projection", 5), (1 / 15, "finetuned", 2)]
+GROWTH += [(1 / 4, "projection", 5), (1 / 4, "finetuned", 2)]
+# While towers are tuned: several looks an epoch at all of dev would take as long as the epoch.
+DEV_LOOKED_AT = 500
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0)  # shares of the tuned weights in an average
 DECLARED = ("text_to_image/recall@1", "image_to_text/recall@1")
 
@@ -52,22 +64,22 @@ DECLARED = ("text_to_image/recall@1", "image_to_text/recall@1")
 def jobs(profile: Profile) -> list[tuple[str, float, int]]:
     """Every run, in the order in which they are done: (setting, share of train's images, seed)."""
     most = 2 * profile.seeds - 1  # five where notebooks train three, one where they train one
-    rows = [(name, 1, seed) for seed in range(most)
-            for name, (*_, seeds) in SETTINGS.items() if seed < seeds]  # fmt: skip
-    for name, share, seeds in GROWTH:
+    rows = [(name, 1, seed) for name in SEEDS for seed in range(min(SEEDS[name], most))]
+    for share, name, seeds in GROWTH:
         rows += [(name, share, seed) for seed in range(min(seeds, most))]
     return rows
 
 
 def recipe(profile: Profile, name: str, share: float = 1) -> dict:
     """The arguments with which `fit` trains a setting: as many steps, whatever the share."""
-    start, image, text, _ = SETTINGS[name]
-    settings = {"epochs": profile.head_epochs, "batch_size": 512, "patience": 10}
-    if start is not None:
-        settings = load_or_build.tuning(profile, image, text)
+    if name in HEADS:
+        settings = {"epochs": profile.head_epochs, "batch_size": HEADS_BATCH, "lr": HEADS[name][1]}
+    else:
+        settings = load_or_build.tuning(profile, *TUNED[name][1:])
     images = len(load_or_build.data(profile, "train"))
     whole, part = (n // min(n, settings["batch_size"]) for n in (images, round(share * images)))
-    return settings | {"epochs": round(settings["epochs"] * whole / part)}
+    epochs = round(settings["epochs"] * whole / part)
+    return settings | {"epochs": epochs} | ({"dev_per_epoch": 1} if share < 1 else {})
 
 
 def fingerprint(profile: Profile, name: str, share: float = 1) -> str:
@@ -75,19 +87,24 @@ def fingerprint(profile: Profile, name: str, share: float = 1) -> str:
     towers = [weights_digest(tower) for tower in load_or_build.towers(profile)]
     splits = [load_or_build.data(profile, split) for split in ("train", "dev", "val")]
     data = [hashlib.sha256(split.annotation_file.read_bytes()).hexdigest() for split in splits]
-    start = SETTINGS[name][0]
-    content = [towers, data, name, share, recipe(profile, name, share), ALPHAS]
-    if start is not None:
-        content.append(fingerprint(profile, start, share))
+    content = [towers, data, name, share, recipe(profile, name, share), ALPHAS, HEADS.get(name)]
+    if name in TUNED:
+        content.append(fingerprint(profile, TUNED[name][0], share))
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def first_images(profile: Profile, examples: Examples, count: int) -> Examples:
-    """The first images of a split, to train on or to look at."""
-    images = examples.images.subset(examples.image_ids[:count])
-    towers = load_or_build.towers(profile)
-    embeds = extract_embeddings(*towers, images, profile.cache, profile.batch_size)
-    return Examples(images, embeds)
+def fresh_heads(profile: Profile, name: str, seed: int) -> CLIP:
+    """A model of HEADS as it starts."""
+    torch.manual_seed(seed)
+    pair = load_or_build.towers(profile)
+    return CLIP(pair[0].dim, pair[1].dim, profile.embed_dim, *pair, **HEADS[name][0])
+
+
+def for_batches_of(model: CLIP, batch_size: int) -> CLIP:
+    """Trained heads for smaller batches: with fewer pairs to say no to, a bias is higher."""
+    if model.logit_bias is not None:
+        model.logit_bias.data += math.log((HEADS_BATCH - 1) / (batch_size - 1))
+    return model
 
 
 def trained(profile: Profile, name: str, seed: int, share: float = 1) -> tuple[CLIP, list[dict]]:
@@ -97,26 +114,21 @@ def trained(profile: Profile, name: str, seed: int, share: float = 1) -> tuple[C
     if (folder / "heads.json").is_file():
         model, meta = load_model(folder, *towers)
         return model, meta["history"]
-    start, *tuned, _ = SETTINGS[name]
-    if start is not None:
-        # Copied, since its towers are shared with other models.
-        model = copy.deepcopy(trained(profile, start, seed, share)[0])
-    else:
-        torch.manual_seed(seed)
-        dims = towers[0].dim, towers[1].dim, profile.embed_dim
-        model = CLIP(*dims, *towers, **(CALM if name.startswith("siglip") else {}))
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
-    if share < 1:
-        train = first_images(profile, train, round(share * len(train)))
-    if start is not None:  # several looks an epoch at all of dev would take as long as the epoch
-        dev = first_images(profile, dev, min(DEV_LOOKED_AT, len(dev)))
-    checkpoints = folder.with_suffix(".checkpoints")
+    train = train.first(round(share * len(train)))
+    if name in HEADS:
+        model = fresh_heads(profile, name, seed)
+    else:
+        model = copy.deepcopy(trained(profile, TUNED[name][0], seed, share)[0])
+        model = for_batches_of(model, profile.batch_size)
+        dev = dev.first(DEV_LOOKED_AT)
+    checkpoints = folder.with_name(f"{folder.name}.checkpoints")
     settings = recipe(profile, name, share) | {"checkpoints": checkpoints, "save_every": 40}
     history = fit(model, train, dev, seed=seed, **settings)
     if history.interrupted:
         raise KeyboardInterrupt
-    names = [side for side, yes in zip(("image_tower", "text_tower"), tuned, strict=True) if yes]
-    save_model(model.cpu(), folder, {"seed": seed, "setting": name, "history": history}, names)
+    tuned = [side for side in ("image_tower", "text_tower") if settings.get(f"{side[:-6]}_lr")]
+    save_model(model.cpu(), folder, {"seed": seed, "setting": name, "history": history}, tuned)
     shutil.rmtree(checkpoints)
     return model.eval(), history
 
@@ -126,23 +138,21 @@ def one_run(profile: Profile, name: str, seed: int, share: float) -> dict:
     print(f"== {name}, seed {seed}, {share:.2g} of the images", flush=True)
     began = time.perf_counter()
     model, history = trained(profile, name, seed, share)
-    start = SETTINGS[name][0]
     averages = {1.0: model}
-    if start is not None:
-        before = trained(profile, start, seed, share)[0]
-        averages = {a: average_weights(before, model, a) for a in ALPHAS if a > 0}
+    if name in TUNED:
+        before = trained(profile, TUNED[name][0], seed, share)[0]
+        averages = {alpha: average_weights(before, model, alpha) for alpha in ALPHAS if alpha > 0}
     measured = {
         str(alpha): {split: evaluate(profile, average, split) for split in ("dev", "val")}
         for alpha, average in averages.items()
     }
-    minutes = (sum(row["seconds"] for row in history) + time.perf_counter() - began) / 60
     return {
         "name": name,
         "seed": seed,
         "share": share,
         "fingerprint": fingerprint(profile, name, share),
         "machine": machine(),
-        "minutes": round(minutes, 1),
+        "minutes": round((time.perf_counter() - began) / 60, 1),
         "history": history,
         "measured": measured,
     }
@@ -153,25 +163,24 @@ def tables_of(runs: list[dict], alpha: float, split: str) -> list[dict]:
     return [row["measured"][str(float(alpha))][split] for row in runs]
 
 
-def choose_alpha(runs: list[dict], start: list[dict]) -> float:
-    """The share of the tuned weights, by a rule fixed before the runs.
+def choose_alpha(dev: dict[float, list[dict]]) -> tuple[float, float]:
+    """The share of the tuned weights, by a rule fixed before the runs: (alpha, its recall).
 
-    Of ALPHAS the one with the largest dev recall@1, mean of both ways and of all seeds, among those
-    that lose at most one point on each probe of dev. start: the runs that were not tuned, alpha 0.
+    dev: what was measured there, a table a seed, by alpha; 0 stands for what was not tuned. Of all
+    alphas the one with the largest recall@1, mean of both ways and of all seeds, among those that
+    lose at most one point on each probe.
     """
-    means = {}
-    for alpha in ALPHAS:
-        tables = tables_of(runs, alpha, "dev") if alpha else tables_of(start, 1, "dev")
-        means[alpha] = {
-            name: np.mean([table[name]["value"] for table in tables]) for name in tables[0]
-        }
+    means = {
+        alpha: {name: np.mean([table[name]["value"] for table in tables]) for name in tables[0]}
+        for alpha, tables in dev.items()
+    }
     probes = [name for name in means[0.0] if name.endswith(("/top1", "/map"))]
-    allowed = [
-        alpha
+    recalls = {
+        alpha: float(np.mean([mean[name] for name in DECLARED]))
         for alpha, mean in means.items()
         if all(mean[name] >= means[0.0][name] - 0.01 for name in probes)
-    ]
-    return max(allowed, key=lambda alpha: sum(means[alpha][name] for name in DECLARED))
+    }
+    return max(recalls.items(), key=lambda item: item[1])
 
 
 def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
@@ -193,14 +202,15 @@ def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
             continue
         label = name if share == 1 else f"{name}@{round(share * profile.train_images)}"
         tables, before = {label: tables_of(runs, 1, "val")}, None
-        start = SETTINGS[name][0]
-        if start is not None:
+        if name in TUNED:
+            start = TUNED[name][0]
             seeds = [row["seed"] for row in runs]
             same = [row for row in rows if (row["name"], row["share"]) == (start, share)]
             same = [row for row in same if row["seed"] in seeds]
             before = tables_of(same, 1, "val")
             if name.endswith("finetuned") and share == 1:
-                alphas[start] = choose_alpha(runs, same)
+                dev = {alpha: tables_of(runs, alpha, "dev") for alpha in ALPHAS if alpha}
+                alphas[start], _ = choose_alpha(dev | {0.0: tables_of(same, 1, "dev")})
             alpha = alphas[start]
             tables[f"{label}-averaged"] = tables_of(runs, alpha, "val") if alpha else before
         for model, measured in tables.items():

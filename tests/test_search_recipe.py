@@ -1,0 +1,82 @@
+"""What was tried before the study: which trials, in which order, and what the recipe takes of it."""
+
+import json
+
+import pytest
+import torch
+
+from helpers import load_or_build
+from helpers.config import ROOT, get_profile
+from scripts import search_recipe
+from scripts.run_study import HEADS
+from scripts.search_recipe import best, freeze, missing, trial
+
+
+def rows_of(todo, score):
+    return [settings | {"score": score(settings)} for settings in todo]
+
+
+def towers_peak(settings):
+    """A score with one best pair of rates."""
+    wrong = (settings.get("image_lr") != 1e-3) + (settings.get("text_lr") != 1e-4)
+    return -wrong - settings.get("frozen_layers", 0) - (settings["lr"] not in (1e-3, 3e-4))
+
+
+def test_every_pair_of_rates_then_the_rest_around_the_best():
+    first = missing([])
+    assert len(first) == 3 * len(HEADS) + 9
+    rows = rows_of(first, towers_peak)
+    second = missing(rows)
+    assert all(s["image_lr"] == 1e-3 and s["text_lr"] == 1e-4 for s in second)
+    assert sorted((s["lr"], s["frozen_layers"]) for s in second) == [
+        (1e-4, 0), (3e-4, 3), (1e-3, 0)
+    ]  # fmt: skip
+    assert missing(rows + rows_of(second, towers_peak)) == []
+
+
+def test_an_edge_that_wins_is_extended_for_all_heads():
+    def score(settings):
+        return settings["lr"] if settings["name"] == "siglip-projection" else towers_peak(settings)
+
+    farther = missing(rows_of(missing([]), score))
+    assert farther == [{"name": name, "lr": 1e-2} for name in HEADS]
+
+
+def test_what_is_frozen_keeps_its_weights_under_their_names(smoke):
+    rates = {"lr": 1e-3, "image_lr": 1e-3, "text_lr": 1e-3}
+    row = trial(smoke, {"name": "finetuned", "frozen_layers": 3} | rates)
+    assert list(row["dev"]) == ["0.0", "0.3", "0.5", "0.7", "1.0"]
+    assert row["dev"]["0.0"] != row["dev"]["1.0"]
+    part = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    before = part.state_dict()
+    freeze(part)
+    assert not list(part.parameters()) and part.state_dict().keys() == before.keys()
+    assert part(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_the_search_goes_on_where_it_was_stopped(smoke, monkeypatch):
+    def measure(profile, settings):
+        if settings["name"] == "finetuned":
+            raise KeyboardInterrupt
+        return settings | {"score": -abs(settings["lr"] - 1e-3)}
+
+    monkeypatch.setattr(search_recipe, "trial", measure)
+    with pytest.raises(KeyboardInterrupt):
+        search_recipe.search(smoke)
+    content = json.loads((smoke.results / "search.json").read_text())
+    assert [row["name"] for row in content["rows"]] == [n for n in HEADS for _ in range(3)]
+    monkeypatch.setattr(search_recipe, "trial", lambda _, s: s | {"score": towers_peak(s)})
+    assert search_recipe.search(smoke) == smoke.results / "search.json"
+
+
+def test_the_committed_recipe_is_what_the_search_found_best():
+    profile = get_profile("mini")
+    rows = json.loads((ROOT / "data/results/search.json").read_text())["rows"]
+    assert missing(rows) == []
+    for name, (_, lr) in HEADS.items():
+        assert lr == best(rows, name=name)["lr"]
+    winner, settings = best(rows, name="finetuned"), load_or_build.tuning(profile)
+    assert winner["frozen_layers"] == 0
+    assert [winner[n] for n in ("lr", "image_lr", "text_lr")] == [
+        settings[n] for n in ("lr", "image_lr", "text_lr")
+    ]
