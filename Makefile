@@ -41,7 +41,7 @@ explorer: .venv/installed
 	@$(BIN)/python -m scripts.export_explorer
 
 readme: .venv/installed
-	@$(BIN)/python scripts/readme_table.py
+	@$(BIN)/python -m scripts.readme_table
 
 colab:
 	@$(PYTHON) scripts/stamp_colab.py "$(REPO)"

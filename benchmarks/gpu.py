@@ -22,6 +22,7 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
+from helpers import memory
 from helpers.config import ROOT, machine, pick_device, seed_everything
 from helpers.data import CaptionedImages, Examples
 from helpers.encoders import ImageTower, TextTower
@@ -31,7 +32,6 @@ from helpers.storage import hub
 from helpers.storage.files import atomic_write
 from helpers.training import fit
 from helpers.training_context import some_patches
-from scripts import memory
 
 RESULT = ROOT / "data" / "results" / "gpu.json"
 BATCH, STEPS, PATCHES, EMBED_DIM = 128, 6, 0.5, 512

@@ -190,12 +190,6 @@ class Examples:
     def __len__(self):
         return len(self.image_ids)
 
-    def first(self, count):
-        """The first `count` images, with their captions and features."""
-        images = self.images and self.images.subset(self.image_ids[:count])
-        embeds = self.embeds and self.embeds.first(count)
-        return Examples(images, embeds)
-
     def batches(self, model, raw, seed, epoch, batch_size, which, part=(0, 1)):
         """The batches of an epoch whose numbers are in `which`; one caption an image.
 

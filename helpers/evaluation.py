@@ -92,17 +92,6 @@ def retrieval(image_embeds, text_embeds, owner, ks=(1, 5, 10)):
     return metrics
 
 
-def hits_at(image_embeds, text_embeds, owner, k=1):
-    """Which queries find a right answer among the first k; the arguments as in `retrieval`.
-
-    Returns {"text_to_image": bool [M], "image_to_text": bool [N]}.
-    """
-    images = torch.arange(len(image_embeds))
-    text_ranks = ranks(text_embeds, image_embeds, owner, images)  # [M, 1]
-    image_ranks = ranks(image_embeds, text_embeds, images, owner)  # [N, R]
-    return {"text_to_image": text_ranks[:, 0] <= k, "image_to_text": image_ranks[:, 0] <= k}
-
-
 def retrieval_chance(owner, ks=(1, 5, 10)):
     """Expected recall of a random ranking, under the keys of `retrieval`; owner [M] as there.
 

@@ -28,6 +28,7 @@ from helpers.storage.images import prefetch
 from helpers.storage.shards import read_shard, write_shard
 
 ON_CPU = 32  # images or captions that one core embeds at a time, beside the others
+DELAY = 2  # seconds before a bar appears: what is in the cache is read without one
 
 
 @dataclass
@@ -39,13 +40,6 @@ class Embeddings:
     owner: Tensor  # int64 [M]: caption m describes image owner[m], an index into the N images
     image_ids: Tensor  # int64 [N]
     captions: list[str]  # [M]
-
-    def first(self, count):
-        """Those of the first `count` images."""
-        rows = (self.owner < count).nonzero().flatten()
-        captions = [self.captions[row] for row in rows.tolist()]
-        parts = self.image_embeds[:count], self.text_embeds[rows], self.owner[rows]
-        return Embeddings(*parts, self.image_ids[:count], captions)
 
 
 def extract_embeddings(
@@ -66,9 +60,10 @@ def extract_embeddings(
     text_folder = Path(cache, f"captions-{_key(text_tower, text_key)}")
     if not text_folder.is_dir():
         refuse_unknown_words(text_tower, texts)
-    sizes = {"batch_size": batch_size, "shard_size": shard_size, "progress": progress}
-    image_embeds = _embed("images", image_tower, dataset, folder=image_folder, **sizes)
-    text_embeds = _embed("captions", text_tower, texts, folder=text_folder, **sizes)[rows]
+    with _bar("images and captions", len(dataset) + len(texts), progress) as bar:
+        sizes = {"batch_size": batch_size, "shard_size": shard_size, "bar": bar}
+        image_embeds = _embed(_image_batches, image_tower, dataset, folder=image_folder, **sizes)
+        text_embeds = _embed(_text_batches, text_tower, texts, folder=text_folder, **sizes)[rows]
     owner, image_ids = torch.as_tensor(owner), torch.as_tensor(image_ids)
     return Embeddings(image_embeds, text_embeds, owner, image_ids, captions)
 
@@ -78,13 +73,15 @@ def embed_images(tower, images, batch_size=128, progress=False) -> Tensor:
 
     images: CaptionedImages or LabelledImages, or a list of PIL images.
     """
-    return _embed("images", tower, images, batch_size, progress=progress)
+    with _bar("images", len(images), progress) as bar:
+        return _embed(_image_batches, tower, images, batch_size, bar)
 
 
 def embed_texts(tower, texts, batch_size=128, progress=False) -> Tensor:
     """Embed captions without a cache, each distinct one once: M strings to float32 [M, D]."""
     distinct, rows = _distinct(texts)
-    return _embed("captions", tower, distinct, batch_size, progress=progress)[rows]
+    with _bar("captions", len(distinct), progress) as bar:
+        return _embed(_text_batches, tower, distinct, batch_size, bar)[rows]
 
 
 def embed_batches(tower, batches):
@@ -147,20 +144,19 @@ def _distinct(texts: list[str]) -> tuple[list[str], Tensor]:
     return distinct, torch.tensor([row[text] for text in texts], dtype=torch.long)
 
 
-def _embed(kind, tower, data, batch_size, folder=None, shard_size=2048, progress=False):
+def _bar(what, total, progress):
+    return tqdm(desc=what, total=total, file=sys.stdout, delay=DELAY, disable=not progress)
+
+
+def _embed(make_batches, tower, data, batch_size, bar, folder=None, shard_size=2048):
     """All embeddings [N, D], shard by shard, from the cache in `folder` where it has them."""
     if pick_device().type == "cpu":
         batch_size = min(batch_size, ON_CPU)
     output = torch.empty(len(data), tower.dim)
     shards = [rows for rows in torch.arange(len(data)).split(shard_size) if len(rows)]
     missing = [rows for rows in shards if folder is None or not read_shard(folder, rows, output)]
-    if not missing:
-        return output
-    bar = {"desc": kind, "file": sys.stdout, "disable": not progress}
-    bar |= {"total": len(data), "initial": len(data) - sum(map(len, missing))}
-    make_batches = _image_batches if kind == "images" else _text_batches
+    bar.update(len(data) - sum(map(len, missing)))
     with (
-        tqdm(**bar) as bar,
         _frozen(tower),
         closing(make_batches(tower, data, missing, batch_size)) as batches,
         closing(embed_batches(tower, batches)) as embedded,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,11 +30,28 @@ from helpers.training import History, fit
 
 # Not kept beside the heads: long, or different at every run.
 UNSTEADY = ("losses", "seconds", "images_per_second")
+HEADS_BATCH = 512
+# At step 0 this bias neither pulls nor pushes: notebook 05.
+CALM = {"logit_bias": -math.log(HEADS_BATCH - 1)}
+TEN = {"logit_scale": math.log(10)}  # where the SigLIP paper starts; CLIP starts at 14.3
+# Heads by their name in the results: where factor and bias start, and the peak rate. Each loss from
+# both factors, so that they are compared on equal terms.
+HEADS = {
+    "projection": ({}, 1e-3),
+    "siglip-projection": (CALM | TEN, 1e-3),
+    "projection-10": (TEN, 1e-3),
+    "siglip-projection-14.3": (CALM, 1e-3),
+}
+# Images of dev while towers are tuned: several looks an epoch at all would take as long as it.
+DEV_LOOKED_AT = 500
 
 
 def data(profile: Profile, split: str) -> CaptionedImages:
     """Images and captions of a split ("train", "dev" or "val"), rendered or downloaded first."""
     if profile.rendered:
+        if not (profile.data / "annotations").is_dir():
+            print("First the images are drawn, then their features are extracted, where they are "
+                  "needed: once,\nwith profile mini about seven minutes on two cores.")  # fmt: skip
         render.render(profile)
     else:
         download(profile)
@@ -77,6 +95,29 @@ def examples(profile: Profile, split: str) -> Examples:
     return Examples(data(profile, split), embeddings(profile, split))
 
 
+def first(part: Examples, count: int) -> Examples:
+    """The first `count` images of a split, with their captions and frozen features."""
+    images, known = part.images.subset(part.image_ids[:count]), part.embeds
+    rows = (known.owner < count).nonzero().flatten()
+    captions = [known.captions[row] for row in rows.tolist()]
+    features = known.image_embeds[:count], known.text_embeds[rows], known.owner[rows]
+    return Examples(images, Embeddings(*features, images.image_ids, captions))
+
+
+def fresh_heads(profile: Profile, name: str, seed: int) -> CLIP:
+    """A model of HEADS as it starts."""
+    torch.manual_seed(seed)
+    pair = towers(profile)
+    return CLIP(pair[0].dim, pair[1].dim, profile.embed_dim, *pair, **HEADS[name][0])
+
+
+def for_batches_of(model: CLIP, batch_size: int) -> CLIP:
+    """Trained heads for smaller batches: with fewer pairs to say no to, a bias is higher."""
+    if model.logit_bias is not None:
+        model.logit_bias.data += math.log((HEADS_BATCH - 1) / (batch_size - 1))
+    return model
+
+
 def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> CLIP:
     """The towers with projection heads trained over them, in evaluation mode on the best device.
 
@@ -95,8 +136,7 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
             return model.to(pick_device())
     print(f"Training projection heads, seed {seed}: once, then they are loaded.")
     train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
-    torch.manual_seed(seed)
-    model = CLIP(pair[0].dim, pair[1].dim, profile.embed_dim, *pair)
+    model = fresh_heads(profile, "projection", seed)
     history = fit(model, train, dev, epochs=profile.head_epochs, patience=10, seed=seed)
     model.history = history
     if history.interrupted:

@@ -236,7 +236,7 @@ def evaluate(profile, model: CLIP, split: str = "val") -> dict[str, dict]:
     chance = evaluation.retrieval_chance(owner)
     recalls = evaluation.retrieval(*embeds, owner)
     metrics = {name: {"value": v, "chance": chance.get(name)} for name, v in recalls.items()}
-    for task, hits in evaluation.hits_at(*embeds, owner).items():
+    for task, hits in hits_at(*embeds, owner).items():
         metrics[f"{task}/recall@1"]["hits"] = packed(hits)
     for name, probe in load_probes(profile, split).items():
         names, labels = classes(probe)
@@ -263,6 +263,17 @@ def evaluate(profile, model: CLIP, split: str = "val") -> dict[str, dict]:
     return metrics
 
 
+def hits_at(image_embeds, text_embeds, owner, k=1):
+    """Which queries find a right answer among the first k; arguments as in `retrieval`.
+
+    Returns {"text_to_image": bool [M], "image_to_text": bool [N]}.
+    """
+    images = torch.arange(len(image_embeds))
+    text_ranks = evaluation.ranks(text_embeds, image_embeds, owner, images)  # [M, 1]
+    image_ranks = evaluation.ranks(image_embeds, text_embeds, images, owner)  # [N, R]
+    return {"text_to_image": text_ranks[:, 0] <= k, "image_to_text": image_ranks[:, 0] <= k}
+
+
 def packed(hits) -> str:
     """Booleans as hexadecimal digits; `unpacked` gives them back, with up to 7 zeros at the end."""
     return np.packbits(np.asarray(hits, bool)).tobytes().hex()
@@ -270,3 +281,15 @@ def packed(hits) -> str:
 
 def unpacked(digits: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))
+
+
+def change(tables: list[dict], before: list[dict], metric: str, images) -> dict:
+    """`evaluation.difference` of one metric between two models, by tables of `evaluate`.
+
+    tables, before: one a seed, paired in order; images [Q]: the image of each query.
+    """
+    hits, baseline = (
+        np.stack([unpacked(table[metric]["hits"])[: len(images)] for table in some])
+        for some in (tables, before)
+    )
+    return evaluation.difference(hits, baseline, images)

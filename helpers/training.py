@@ -187,20 +187,19 @@ def fit(model, train, dev, *, epochs, batch_size=512, lr=1e-3, image_lr=0.0, tex
                     bar.update()
                     if stop.is_set() or save_every and state["step"] % save_every == 0:
                         saved.save(state)
-                    if stop.is_set():
+                    if stop.is_set() and state["step"] < look:
+                        break  # what is done since the last look at dev is in the checkpoint
+                else:
+                    metrics = dev_metrics(model, dev, raw)
+                    row = dev_row(model, metrics, state, batch_size, epoch_steps, clock)
+                    require_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
+                    if state["best"] is None or is_better(row, state, select):
+                        state["best"] = len(state["history"]) + 1
+                        saved.save_best(state["best"])
+                    state |= {"losses": [], "times": [], "history": [*state["history"], row]}
+                    saved.save(state)
+                    if on_row is not None and on_row(row):
                         break
-                if state["step"] < look:
-                    break  # Ctrl-C: what is done since the last look is in the checkpoint
-                metrics = dev_metrics(model, dev, raw)
-                row = dev_row(model, metrics, state, batch_size, epoch_steps, clock)
-                require_finite(row["dev_loss"], state["step"], dev.image_ids, saved)
-                if state["best"] is None or is_better(row, state, select):
-                    state["best"] = len(state["history"]) + 1
-                    saved.save_best(state["best"])
-                state |= {"losses": [], "times": [], "history": [*state["history"], row]}
-                saved.save(state)
-                if on_row is not None and on_row(row):
-                    break
         finally:
             bar.close()
             run.unwrap_model(prepared[0], keep_fp32_wrapper=False)

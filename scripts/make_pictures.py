@@ -3,6 +3,8 @@
 Run it as `python -m scripts.make_pictures`. Drawings are OpenMoji's (CC BY-SA 4.0).
 """
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,6 +22,11 @@ DIAGRAM = (1, 5, 11, 14, 20)  # val scenes with short captions
 EXPLAINED = "an elephant in the desert"
 SENTENCES = ("a red car in the desert", "a teddy bear and a banana", "boats on the lake at sunset")
 WIDTH, HEIGHT = 10, 5.5  # of the diagram, in inches
+SHARES = {2_000: "@2000", 7_500: "@7500", 30_000: ""}  # train images, and their mark in the study
+GROWTH = {
+    "projection{}": {"label": "heads", "color": figures.IMAGE},
+    "finetuned{}-averaged": {"label": "both towers, averaged", "color": figures.TEXT},
+}
 CELL, LEFT, LOW = 0.62, 6.55, 0.62  # its matrix: side of a cell, left and lower edge
 
 
@@ -115,17 +122,35 @@ def explained(model, images, sentence: str) -> Figure:
     return overlays.maps(found, [g / g.max() for g in grids], titles, sources=True, **texts)
 
 
+def growth(metrics: dict) -> Figure:
+    """Recall@1 by the number of train images, from the metrics of the study."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.6))
+    for axes, way in zip(panels, ("text_to_image", "image_to_text")):
+        for model, look in GROWTH.items():
+            names = {n: f"{model.format(at)}/{way}/recall@1" for n, at in SHARES.items()}
+            rows = {n: metrics[name] for n, name in names.items() if name in metrics}
+            means, stds = ([row[part] for row in rows.values()] for part in ("mean", "std"))
+            axes.errorbar(list(rows), means, stds, fmt="o-", capsize=4, **look)
+        axes.set(title=way.replace("_to_", " → "), xlabel="train images", xscale="log")
+        axes.set_xticks(list(SHARES), [f"{n:,}" for n in SHARES])
+        axes.minorticks_off()
+    panels[0].set_ylabel("recall@1 on val")
+    panels[0].legend(loc="lower right")
+    figure.suptitle("As many steps, on more images")
+    return figure
+
+
 def main() -> None:
-    """The two towers, what MiniCOCO looks like, typed sentences, maps."""
+    """The two towers, typed sentences, maps, what more images bring."""
     figures.style()
     profile, assets = get_profile("mini"), ROOT / "assets"
     model = load_or_build.heads(profile)
-    images, captions = load_or_build.gallery(profile, 1000)
+    images, _ = load_or_build.gallery(profile, 1000)
     diagram(model, profile.seed).savefig(assets / "clip_desc.png", dpi=130)
-    scenes = figures.image_grid(images[40:52], captions[40:52], columns=6, title="MiniCOCO")
-    scenes.savefig(assets / "scenes.png")
     scores = model.encode_texts(list(SENTENCES)) @ model.encode_images(images).T
     typed_sentences(SENTENCES, images, scores.numpy()).savefig(assets / "retrieval.png")
+    metrics = json.loads((profile.results / "study.json").read_text())["metrics"]
+    growth(metrics).savefig(assets / "growth.png")
     model = load_or_build.finetuned(profile) or model
     explained(model, images, EXPLAINED).savefig(assets / "attention.png")
 

@@ -5,8 +5,9 @@ everything else that is measured stays in the JSON files.
 """
 
 import json
-import os
 from pathlib import Path
+
+from helpers.storage.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 # The names of columns and rows, by the names of models, metrics and methods in the results.
@@ -52,9 +53,10 @@ def table(study: dict | None) -> str:
             ends = [bound(cells[0], name) for name in ("chance", "attainable")]
             rows.append([label, ends[0], *marked, ends[1]])
             seeds |= {cell["seeds"] for cell in cells}
-    machine = study["machine"]
+    machines = [row["machine"] for row in study["rows"]]
+    names = [m["gpu"] or f"{m['cpu']}, {m['cores']} cores" for m in machines]
     caption = f"Profile {study['profile']}, {' or '.join(map(str, sorted(seeds)))} seeds, "
-    caption += f"{machine['cpu']}, {machine['cores']} cores. Mean ± standard deviation over "
+    caption += f"{' and '.join(dict.fromkeys(names))}. Mean ± standard deviation over "
     caption += "seeds; ▲ gain and ▼ loss against the heads alone, where the 95 % intervals over "
     caption += "seeds and over pictures both exclude 0. Made by `make readme`."
     return markdown(["", "Chance", *(MODELS[m] for m in models), "Attainable"], rows, caption)
@@ -120,7 +122,5 @@ def filled(readme: str) -> str:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    partial = readme.with_name(".README.md.partial")
-    partial.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    os.replace(partial, readme)
+    atomic_write(readme, filled(readme.read_text(encoding="utf-8")))
     print("README.md: its tables are those of data/results.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import platform
 import shutil
 import time
@@ -22,25 +21,14 @@ import transformers
 
 from helpers import evaluation, load_or_build
 from helpers.config import Profile, get_profile, machine
+from helpers.load_or_build import HEADS, HEADS_BATCH
 from helpers.minicoco import render
 from helpers.model import CLIP, average_weights, load_model, save_model
-from helpers.probes import evaluate, unpacked
+from helpers.probes import change, evaluate
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.files import atomic_write
 from helpers.training import fit
 
-HEADS_BATCH = 512
-# At step 0 this bias neither pulls nor pushes: notebook 05.
-CALM = {"logit_bias": -math.log(HEADS_BATCH - 1)}
-TEN = {"logit_scale": math.log(10)}  # where the SigLIP paper starts; CLIP starts at 14.3
-# Heads by their name in the results: where factor and bias start, and the peak rate. Each loss from
-# both factors, so that they are compared on equal terms.
-HEADS = {
-    "projection": ({}, 1e-3),
-    "siglip-projection": (CALM | TEN, 1e-3),
-    "projection-10": (TEN, 1e-3),
-    "siglip-projection-14.3": (CALM, 1e-3),
-}
 # Tuned models: the heads they start from, whether image tower and text tower are tuned.
 TUNED = {
     "finetuned": ("projection", True, True),
@@ -55,8 +43,6 @@ SEEDS |= {"siglip-projection-14.3": 5}
 # The same steps on a share of train's images: share, name, seeds.
 GROWTH = [(1 / 15, "projection", 5), (1 / 15, "finetuned", 2)]
 GROWTH += [(1 / 4, "projection", 5), (1 / 4, "finetuned", 2)]
-# While towers are tuned: several looks an epoch at all of dev would take as long as the epoch.
-DEV_LOOKED_AT = 500
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0)  # shares of the tuned weights in an average
 DECLARED = ("text_to_image/recall@1", "image_to_text/recall@1")
 
@@ -93,20 +79,6 @@ def fingerprint(profile: Profile, name: str, share: float = 1) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def fresh_heads(profile: Profile, name: str, seed: int) -> CLIP:
-    """A model of HEADS as it starts."""
-    torch.manual_seed(seed)
-    pair = load_or_build.towers(profile)
-    return CLIP(pair[0].dim, pair[1].dim, profile.embed_dim, *pair, **HEADS[name][0])
-
-
-def for_batches_of(model: CLIP, batch_size: int) -> CLIP:
-    """Trained heads for smaller batches: with fewer pairs to say no to, a bias is higher."""
-    if model.logit_bias is not None:
-        model.logit_bias.data += math.log((HEADS_BATCH - 1) / (batch_size - 1))
-    return model
-
-
 def trained(profile: Profile, name: str, seed: int, share: float = 1) -> tuple[CLIP, list[dict]]:
     """The model of a run and the history of its training, from the cache where it is there."""
     towers = load_or_build.towers(profile)
@@ -115,13 +87,13 @@ def trained(profile: Profile, name: str, seed: int, share: float = 1) -> tuple[C
         model, meta = load_model(folder, *towers)
         return model, meta["history"]
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
-    train = train.first(round(share * len(train)))
+    train = load_or_build.first(train, round(share * len(train)))
     if name in HEADS:
-        model = fresh_heads(profile, name, seed)
+        model = load_or_build.fresh_heads(profile, name, seed)
     else:
         model = copy.deepcopy(trained(profile, TUNED[name][0], seed, share)[0])
-        model = for_batches_of(model, profile.batch_size)
-        dev = dev.first(DEV_LOOKED_AT)
+        model = load_or_build.for_batches_of(model, profile.batch_size)
+        dev = load_or_build.first(dev, load_or_build.DEV_LOOKED_AT)
     checkpoints = folder.with_name(f"{folder.name}.checkpoints")
     settings = recipe(profile, name, share) | {"checkpoints": checkpoints, "save_every": 40}
     history = fit(model, train, dev, seed=seed, **settings)
@@ -146,6 +118,8 @@ def one_run(profile: Profile, name: str, seed: int, share: float) -> dict:
         str(alpha): {split: evaluate(profile, average, split) for split in ("dev", "val")}
         for alpha, average in averages.items()
     }
+    if name in HEADS:  # of runs so short nobody asks for single losses
+        history = [{k: v for k, v in row.items() if k != "losses"} for row in history]
     return {
         "name": name,
         "seed": seed,
@@ -237,15 +211,6 @@ def over_runs(cells: list[dict]) -> dict:
     return entry
 
 
-def change(tables: list[dict], before: list[dict], metric: str, images) -> dict:
-    """`evaluation.difference` of one metric between tuned runs and those they started from."""
-    hits, baseline = (
-        np.stack([unpacked(table[metric]["hits"])[: len(images)] for table in some])
-        for some in (tables, before)
-    )
-    return evaluation.difference(hits, baseline, images)
-
-
 def study(profile: Profile) -> Path:
     """Run what is missing and write `<results>/study.json` after every run."""
     path = Path(profile.results, "study.json")
@@ -267,15 +232,21 @@ def study(profile: Profile) -> Path:
 
 
 def keep_best(profile: Profile, rows: list[dict], alpha: float) -> None:
-    """Put the averaged model that is best on dev where `load_or_build.finetuned` looks."""
+    """Put the averaged model that is best on dev where `load_or_build.finetuned` looks.
+
+    Where it lies there already nothing is done: its run may have been on another machine.
+    """
     runs = [row for row in rows if (row["name"], row["share"]) == ("finetuned", 1)]
     if alpha == 0:
         return
     tables = tables_of(runs, alpha, "dev")
     recalls = [sum(table[name]["value"] for name in DECLARED) for table in tables]
     seed = runs[int(np.argmax(recalls))]["seed"]
+    run_info = {"seed": seed, "alpha": alpha, "fingerprint": fingerprint(profile, "finetuned")}
+    kept = Path(profile.trained, "finetuned", "heads.json")
+    if kept.is_file() and run_info.items() <= json.loads(kept.read_text())["meta"].items():
+        return
     pair = [trained(profile, name, seed)[0] for name in ("projection", "finetuned")]
-    run_info = {"profile": profile.name, "seed": seed, "alpha": alpha}
     load_or_build.save_finetuned(profile, average_weights(*pair, alpha), run_info)
 
 

@@ -25,10 +25,10 @@ def stamp(text: str, repo: str) -> str:
 
 
 def main(repo: str, root: Path = ROOT) -> list[Path]:
-    """Stamps the notebooks, scripts/setup_cell.py and README.md; returns the files that changed."""
+    """Stamps notebooks, their set-up cell and README.md; returns the files that changed."""
     if not NAME.fullmatch(repo):
         raise ValueError(f"{repo!r} is no repository on GitHub: make colab REPO=owner/name")
-    files = [root / "scripts/setup_cell.py", root / "README.md", *root.glob("notebooks/*.ipynb")]
+    files = [root / "notebooks/setup_cell.py", root / "README.md", *root.glob("notebooks/*.ipynb")]
     before = {path: path.read_bytes() for path in files}
     after = {path: stamp(content.decode(), repo).encode() for path, content in before.items()}
     changed = [path for path in files if after[path] != before[path]]

@@ -13,15 +13,13 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from helpers import load_or_build
 from helpers.config import get_profile, pick_device
-from helpers.model import CLIP, average_weights, save_model
+from helpers.model import average_weights, save_model
 from helpers.storage.files import atomic_write
 from helpers.training import fit
-from scripts.run_study import DEV_LOOKED_AT, HEADS, for_batches_of
 
 
 def arguments(argv):
@@ -68,13 +66,10 @@ def main(argv=None):
     seed = profile.seed if args.seed is None else args.seed
     output = args.output or profile.cache / f"{args.loss}-{args.tune}-{seed}"
     train, dev = load_examples(profile)
-    towers = load_or_build.towers(profile)
-    torch.manual_seed(seed)
-    start, lr = HEADS["siglip-projection" if args.loss == "siglip" else "projection"]
-    model = CLIP(towers[0].dim, towers[1].dim, profile.embed_dim, *towers, **start)
+    name = {"clip": "projection", "siglip": "siglip-projection"}[args.loss]
+    model = load_or_build.fresh_heads(profile, name, seed)
     shared = {"seed": seed, "precision": args.precision}
-    settings = {"epochs": profile.head_epochs, "lr": lr, "patience": 10}
-    settings["checkpoints"] = output / "heads"
+    settings = {"epochs": profile.head_epochs, "patience": 10, "checkpoints": output / "heads"}
     histories = {"heads": finished(fit(model, train, dev, **settings, **shared))}
     tuned = [side for side in ("image", "text") if args.tune in (side, "both")]
     if tuned:
@@ -84,7 +79,8 @@ def main(argv=None):
         names += ["grad_cache_chunk", "gradient_checkpointing", "save_every"]
         settings |= {k: v for k, v in vars(args).items() if k in names and v is not None}
         settings["checkpoints"] = output / "towers"
-        model, dev = for_batches_of(model, settings["batch_size"]), dev.first(DEV_LOOKED_AT)
+        model = load_or_build.for_batches_of(model, settings["batch_size"])
+        dev = load_or_build.first(dev, load_or_build.DEV_LOOKED_AT)
         histories["towers"] = finished(fit(model, train, dev, **settings, **shared))
     if PartialState().is_main_process:
         meta = {"profile": profile.name, "seed": seed}

@@ -30,7 +30,7 @@ PATIENCE = 120_000
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
 CELLS = [
-    (ROOT / "scripts/setup_cell.py").read_text(encoding="utf-8").strip(),
+    (ROOT / "notebooks/setup_cell.py").read_text(encoding="utf-8").strip(),
     """
 from helpers import load_or_build
 from helpers.evaluation import class_embeds

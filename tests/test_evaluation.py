@@ -16,14 +16,13 @@ from helpers.evaluation import (
     class_embeds,
     classify,
     difference,
-    hits_at,
     prompt,
     ranks,
     retrieval,
     retrieval_chance,
     wilson,
 )
-from helpers.probes import average_precision_chance, compositional, mean_average_precision
+from helpers.probes import average_precision_chance, compositional, hits_at, mean_average_precision
 
 NUMBER_TYPES = {
     "float64": lambda x: x.double(),

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, ViTConfig
 
 from helpers.config import ROOT
-from scripts.memory import SMALL_IMAGE, SMALL_TEXT, batch_for, dual_encoder, flops
+from helpers.memory import SMALL_IMAGE, SMALL_TEXT, batch_for, dual_encoder, flops
 from tests.notebooks import code_cells
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -102,7 +102,7 @@ def test_counting_gives_its_memory_back():
 
 @linux
 def test_the_count_is_near_the_peak_of_a_real_process():
-    command = [sys.executable, "-m", "scripts.memory"]
+    command = [sys.executable, "-m", "helpers.memory"]
     runs = [subprocess.run([*command, n], cwd=ROOT, capture_output=True) for n in ("16", "80")]
     peaks = [int(run.stdout) for run in runs]
     with FakeTensorMode():

@@ -9,7 +9,7 @@ import pytest
 from scripts.run_notebooks import ROOT, SOLUTION, execute, problems
 from tests.notebooks import NOTEBOOKS, code_cells, prose, read
 
-SETUP = (ROOT / "scripts/setup_cell.py").read_text(encoding="utf-8").strip()
+SETUP = (ROOT / "notebooks/setup_cell.py").read_text(encoding="utf-8").strip()
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -42,7 +42,7 @@ def test_opens_as_the_others_do(path):
     opening = "\n".join(cell.source for cell in cells[: cells.index(setup)])
     for part in ("You will learn", "You need", "It takes", "colab.research.google.com"):
         assert part in opening, f"{part!r} belongs before the set-up cell"
-    assert setup.source.strip() == SETUP, "not the text of scripts/setup_cell.py"
+    assert setup.source.strip() == SETUP, "not the text of notebooks/setup_cell.py"
 
 
 @each_notebook

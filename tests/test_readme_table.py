@@ -8,7 +8,8 @@ MACHINE = {"cpu": "a CPU", "cores": 2, "gpu": None}
 
 
 def study(**metrics):
-    return {"profile": "mini", "machine": MACHINE, "metrics": metrics}
+    rows = [{"machine": machine} for machine in (MACHINE, MACHINE, MACHINE | {"gpu": "a GPU"})]
+    return {"profile": "mini", "rows": rows, "metrics": metrics}
 
 
 def test_rows_columns_numbers_and_marks():
@@ -30,7 +31,7 @@ def test_rows_columns_numbers_and_marks():
     cells = "0.812 ± 0.004 | 0.900 ± 0.004 ▲ | 0.700 ± 0.004 ▼ | 0.812 ± 0.004"
     assert lines[0] == head
     assert lines[2] == f"| Text → image, recall@5 | 0.005 | {cells} | 0.957 |"
-    assert "Profile mini, 3 or 5 seeds, a CPU, 2 cores. " in lines[-1] and len(lines) == 5
+    assert "Profile mini, 3 or 5 seeds, a CPU, 2 cores and a GPU. " in lines[-1] and len(lines) == 5
 
 
 def test_maps_stand_beside_their_baselines():

@@ -8,13 +8,13 @@ import torch
 
 from helpers import load_or_build
 from helpers.evaluation import retrieval
+from helpers.load_or_build import HEADS
 from helpers.model import average_weights
 from helpers.probes import packed, unpacked
 from helpers.storage.checkpoints import weights_digest
 from helpers.training import History
 from scripts import run_study
-from scripts.run_study import DECLARED, HEADS, TUNED, choose_alpha, jobs, one_run
-from scripts.run_study import summarise, trained
+from scripts.run_study import DECLARED, TUNED, choose_alpha, jobs, one_run, summarise, trained
 
 
 def test_a_run_is_trained_averaged_measured_and_leaves_the_shared_towers_alone(smoke):

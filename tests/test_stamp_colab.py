@@ -13,7 +13,7 @@ from helpers.config import all_profiles
 from scripts import stamp_colab
 from scripts.run_notebooks import ROOT
 
-CELL = (ROOT / "scripts/setup_cell.py").read_text(encoding="utf-8")
+CELL = (ROOT / "notebooks/setup_cell.py").read_text(encoding="utf-8")
 IGNORE = shutil.ignore_patterns("__pycache__")
 HERE = re.search(r'REPO = "https://github.com/(.+)"', CELL)[1]
 
@@ -30,7 +30,7 @@ def test_stamp_names_the_repository_everywhere_and_changes_nothing_else(tmp_path
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=IGNORE)
     shutil.copy(ROOT / "README.md", tmp_path)
     before, name = contents(tmp_path), "ada-l/my.course_2"
-    stamped = tmp_path / "scripts/setup_cell.py", *(tmp_path / "notebooks").glob("*.ipynb")
+    stamped = tmp_path / "notebooks/setup_cell.py", *(tmp_path / "notebooks").glob("*.ipynb")
     assert set(stamped) <= set(stamp_colab.main(name, tmp_path))
     after = contents(tmp_path)
     assert f'REPO = "https://github.com/{name}"' in after[stamped[0]]
@@ -137,5 +137,5 @@ def test_an_old_transformers_is_named_with_the_fix(run, tmp_path, version):
 
 
 def test_setup_cell_and_helpers_are_python_3_10():
-    for path in [ROOT / "scripts/setup_cell.py", *(ROOT / "helpers").rglob("*.py")]:
+    for path in [ROOT / "notebooks/setup_cell.py", *(ROOT / "helpers").rglob("*.py")]:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))

@@ -1,15 +1,15 @@
-"""What was tried before the study: which trials, in which order, and what the recipe takes of it."""
+"""What was tried before the study: which trials, in which order, what the recipe takes of it."""
 
 import json
 
 import pytest
 import torch
 
+from benchmarks import recipe
+from benchmarks.recipe import best, freeze, missing, trial
 from helpers import load_or_build
 from helpers.config import ROOT, get_profile
-from scripts import search_recipe
-from scripts.run_study import HEADS
-from scripts.search_recipe import best, freeze, missing, trial
+from helpers.load_or_build import HEADS
 
 
 def rows_of(todo, score):
@@ -17,9 +17,11 @@ def rows_of(todo, score):
 
 
 def towers_peak(settings):
-    """A score with one best pair of rates."""
-    wrong = (settings.get("image_lr") != 1e-3) + (settings.get("text_lr") != 1e-4)
-    return -wrong - settings.get("frozen_layers", 0) - (settings["lr"] not in (1e-3, 3e-4))
+    """A score with one best rate for heads and one best pair for towers."""
+    if settings["name"] != "finetuned":
+        return -abs(settings["lr"] - 1e-3)
+    wrong = (settings["image_lr"] != 1e-3) + (settings["text_lr"] != 1e-4)
+    return -wrong - settings["frozen_layers"] - (settings["lr"] != 3e-4)
 
 
 def test_every_pair_of_rates_then_the_rest_around_the_best():
@@ -60,13 +62,13 @@ def test_the_search_goes_on_where_it_was_stopped(smoke, monkeypatch):
             raise KeyboardInterrupt
         return settings | {"score": -abs(settings["lr"] - 1e-3)}
 
-    monkeypatch.setattr(search_recipe, "trial", measure)
+    monkeypatch.setattr(recipe, "trial", measure)
     with pytest.raises(KeyboardInterrupt):
-        search_recipe.search(smoke)
+        recipe.search(smoke)
     content = json.loads((smoke.results / "search.json").read_text())
     assert [row["name"] for row in content["rows"]] == [n for n in HEADS for _ in range(3)]
-    monkeypatch.setattr(search_recipe, "trial", lambda _, s: s | {"score": towers_peak(s)})
-    assert search_recipe.search(smoke) == smoke.results / "search.json"
+    monkeypatch.setattr(recipe, "trial", lambda _, s: s | {"score": towers_peak(s)})
+    assert recipe.search(smoke) == smoke.results / "search.json"
 
 
 def test_the_committed_recipe_is_what_the_search_found_best():

@@ -3,7 +3,7 @@
 `dual_encoder` under a FakeTensorMode takes no memory and computes nothing: its tensors know their
 sizes and hold no numbers. Notebook 04 counts with it, benchmarks/gpu.py trains it for real.
 
-    python -m scripts.memory 16     the peak, in bytes, of one real step of 16 pairs of small towers
+    python -m helpers.memory 16     the peak, in bytes, of one real step of 16 pairs of small towers
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""What was tried before the recipe of the study stood: `python -m scripts.search_recipe`.
+"""What was tried before the recipe of the study stood: `python -m benchmarks.recipe`.
 
 One seed, measured on dev alone. Heads: three rates for each loss and starting factor, and more
 where one at the edge wins. Both towers: three rates each; then, with the best two, three for the
 heads, and the lower three layers of the text tower frozen. A tuned model counts as good as the
 average that `choose_alpha` picks. The rows stand in `<results>/search.json`; the winners are
-written into HEADS of run_study.py, `tuning` of load_or_build.py and the profile.
+written into HEADS and `tuning` of load_or_build.py, and the profile.
 """
 
 from __future__ import annotations
@@ -16,20 +16,12 @@ from pathlib import Path
 
 from helpers import load_or_build
 from helpers.config import Profile, get_profile, machine
+from helpers.load_or_build import DEV_LOOKED_AT, HEADS, HEADS_BATCH, first, fresh_heads
 from helpers.model import average_weights
 from helpers.probes import evaluate
 from helpers.storage.files import atomic_write
 from helpers.training import fit
-from scripts.run_study import (
-    ALPHAS,
-    DECLARED,
-    DEV_LOOKED_AT,
-    HEADS,
-    HEADS_BATCH,
-    choose_alpha,
-    fresh_heads,
-    trained,
-)
+from scripts.run_study import ALPHAS, DECLARED, choose_alpha, trained
 
 HEAD_RATES = [3e-4, 1e-3, 3e-3]
 FARTHER = {3e-4: 1e-4, 3e-3: 1e-2}  # beyond an edge that wins, for all heads alike
@@ -40,10 +32,11 @@ TUNED_HEAD_RATES = [3e-4, 1e-4, 1e-3]  # the first beside all rates of the tower
 
 def missing(rows: list[dict]) -> list[dict]:
     """The settings that have to be tried next, in the light of the rows so far."""
-    heads = [row for row in rows if row["name"] in HEADS]
-    winners = [best(heads, name=name)["lr"] for name in HEADS if heads]
-    rates = HEAD_RATES + [FARTHER[lr] for lr in dict.fromkeys(winners) if lr in FARTHER]
-    wanted = [{"name": name, "lr": lr} for name in HEADS for lr in rates]
+    wanted = [{"name": name, "lr": lr} for name in HEADS for lr in HEAD_RATES]
+    if all(tried(rows, settings) for settings in wanted):
+        winners = {best(rows, name=name)["lr"] for name in HEADS}
+        farther = [FARTHER[lr] for lr in sorted(winners) if lr in FARTHER]
+        wanted += [{"name": name, "lr": lr} for name in HEADS for lr in farther]
     tuned = {"name": "finetuned", "lr": TUNED_HEAD_RATES[0], "frozen_layers": 0}
     towers = product(IMAGE_RATES, TEXT_RATES)
     wanted += [tuned | {"image_lr": image, "text_lr": text} for image, text in towers]
@@ -90,7 +83,7 @@ def try_towers(profile: Profile, name: str, frozen_layers: int, **rates) -> dict
         freeze(layer)
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
     settings = load_or_build.tuning(profile) | {"dev_per_epoch": 1, "seed": profile.seed} | rates
-    fit(model, train, dev.first(DEV_LOOKED_AT), **settings)
+    fit(model, train, first(dev, DEV_LOOKED_AT), **settings)
     after = copy.deepcopy(before)  # in which what was frozen is a parameter
     after.load_state_dict(model.cpu().state_dict())
     tables = {
