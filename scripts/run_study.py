@@ -1,4 +1,4 @@
-"""The experiments too long for a notebook: `make study`, some nine hours on two cores.
+"""The experiments too long for a notebook: `make study`, some ten hours on two cores.
 
 A run is one job: train, average, measure, keep the row. The rows stand in `<results>/study.json`,
 each with a fingerprint of its data and recipe; those whose fingerprint still holds are not run

@@ -46,9 +46,8 @@ def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
         for k, text in enumerate(texts)
     ]
     images = [image_entry(image_id, folder=folder) for image_id in captions]
-    write_annotations(
-        root, f"captions_{folder}.json", images, sorted(rows, key=lambda row: row["id"])
-    )
+    rows.sort(key=lambda row: row["id"])
+    write_annotations(root, f"captions_{folder}.json", images, rows)
 
 
 def write_images(root, ids, folder="val2017"):
@@ -69,5 +68,16 @@ def write_twelve(root):
 
 def profile(root, **changes):
     """The profile coco-val over the files in `root`, with splits of 5, 3 and 4 images."""
-    small = {"data": root, "train_images": 8, "dev_images": 3, "val_images": 4}
+    small = {"data": root, "train_images": 5, "dev_images": 3, "val_images": 4}
     return dataclasses.replace(get_profile("coco-val"), **(small | changes))
+
+
+def elsewhere(name, folder, **changes):
+    """A profile with folders of its own."""
+
+    class Elsewhere(type(get_profile(name))):
+        cache = folder / "cache"
+        trained = folder / "trained"
+        results = folder / "results"
+
+    return Elsewhere(**{**vars(get_profile(name)), **changes})

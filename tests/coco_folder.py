@@ -3,25 +3,11 @@
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from helpers.minicoco.sprites import CATEGORIES
 from tests.coco_files import image_entry, write_annotations
 
-# COCO's 80, by supercategory, in the order of their ids.
-CATEGORIES = """
-person: person
-vehicle: bicycle, car, motorcycle, airplane, bus, train, truck, boat
-outdoor: traffic light, fire hydrant, stop sign, parking meter, bench
-animal: bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe
-accessory: backpack, umbrella, handbag, tie, suitcase
-sports: frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, \
-surfboard, tennis racket
-kitchen: bottle, wine glass, cup, fork, knife, spoon, bowl
-food: banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake
-furniture: chair, couch, potted plant, bed, dining table, toilet
-electronic: tv, laptop, mouse, remote, keyboard, cell phone
-appliance: microwave, oven, toaster, sink, refrigerator
-indoor: book, clock, vase, scissors, teddy bear, hair drier, toothbrush"""
-UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 SIZES = [(640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (333, 500), (612, 612)]
 KINDS = ["plain", "plain", "greyscale", "CMYK", "EXIF", "progressive"]
 NOUNS = "dog cat bus car boat pizza couch bed".split()
@@ -35,10 +21,11 @@ The {1} is {0}. """.splitlines()
 
 
 def categories():
-    lines = [line.split(": ") for line in CATEGORIES.strip().splitlines()]
-    names = [(kind, name) for kind, names in lines for name in names.split(", ")]
-    ids = sorted(set(range(1, 91)) - UNUSED)
-    return [{"supercategory": s, "id": k, "name": n} for k, (s, n) in zip(ids, names, strict=True)]
+    """COCO's 80; torchvision lists them by id, MiniCOCO knows the supercategories of most."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    kinds = {name: row["supercategory"] for name, row in CATEGORIES.items()}
+    rows = [{"id": k, "name": name} for k, name in enumerate(names) if k and name != "N/A"]
+    return [{"supercategory": kinds.get(row["name"], "other"), **row} for row in rows]
 
 
 def write_coco(root, images=64, folder="val2017", seed=0):

@@ -1,23 +1,21 @@
 """What tests of `coco-val` share: a hub cache of random weights, and the way to tuned towers."""
 
-import dataclasses
 import json
-import shutil
 
 import numpy as np
 from huggingface_hub import constants
 
 from helpers import load_or_build
-from helpers.config import ROOT, get_profile
 from helpers.data import Examples, load_split
 from helpers.evaluation import retrieval
 from helpers.storage import hub
 from helpers.training import fit
 from scripts.run_notebooks import execute, problems
+from tests.coco_files import elsewhere
 from tests.fake_hub import published, write_cache
+from tests.notebooks import copy_course
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-FEW = {"train_images": 24, "dev_images": 8, "val_images": 8, "batch_size": 8}
+FEW = {"train_images": 16, "dev_images": 8, "val_images": 8, "batch_size": 8}
 FEW |= {"head_epochs": 2, "tune_epochs": 1, "seeds": 1}
 SIZES_OF = """
 
@@ -38,14 +36,7 @@ def coco_val(data, cache, tmp_path, monkeypatch, sizes):
     """The profile at these sizes, with folders of its own."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-    class Elsewhere(type(get_profile("coco-val"))):
-        cache = trained = tmp_path / "cache"
-        results = tmp_path / "results"
-
-    genuine = get_profile("coco-val")
-    values = {field.name: getattr(genuine, field.name) for field in dataclasses.fields(genuine)}
-    return Elsewhere(**{**values, **sizes, "data": data})
+    return elsewhere("coco-val", tmp_path, data=data, **sizes)
 
 
 def walk(profile):
@@ -72,13 +63,9 @@ def walk(profile):
 
 def run_notebook(path, coco, cache, tmp_path, sizes, timeout=300):
     """In a copy of the repository without data/, with these sizes; timeout: seconds a cell."""
-    without = shutil.ignore_patterns("__pycache__")
-    for folder in ("helpers", "assets", "scripts"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=without)
+    (copy,) = copy_course(tmp_path, path)
     with open(tmp_path / "helpers/config.py", "a", encoding="utf-8") as table:
         table.write(SIZES_OF.format(sizes=sizes))
-    (tmp_path / "notebooks").mkdir()
-    copy = shutil.copy(path, tmp_path / "notebooks")
     results = tmp_path / "results"
     env = {"CLIP_PROFILE": "coco-val", "CLIP_COCO_DIR": str(coco), "CLIP_RESULTS": str(results)}
     env |= {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}

@@ -3,8 +3,7 @@
 import matplotlib
 import pytest
 
-from helpers.config import get_profile
-from tests.coco_folder import write_coco
+from tests.coco_files import elsewhere
 
 # No windows; set here and not in the environment, which the kernels of notebooks inherit.
 matplotlib.use("Agg")
@@ -17,23 +16,36 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
+@pytest.fixture
+def no_figure_stays_open():
+    import matplotlib.pyplot as plt
+
+    yield
+    assert plt.get_fignums() == []
+
+
+@pytest.fixture
+def styled():
+    """The style of the course's figures; what is open afterwards is closed."""
+    from helpers.viz import figures
+
+    figures.style()
+    yield
+    figures.plt.close("all")
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """The smoke profile with folders of its own."""
     folder = tmp_path_factory.mktemp("smoke")
-
-    class Elsewhere(type(get_profile("smoke"))):
-        cache = folder / "cache"
-        trained = folder / "trained"
-        results = folder / "results"
-
-    values = {**vars(get_profile("smoke")), "data": folder / "minicoco-smoke"}
-    return Elsewhere(**values)
+    return elsewhere("smoke", folder, data=folder / "minicoco-smoke")
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
     """64 photographs in COCO's layout."""
+    from tests.coco_folder import write_coco
+
     root = tmp_path_factory.mktemp("coco")
     write_coco(root, images=64)
     return root

@@ -6,7 +6,8 @@ helpers with these.
 
 import pytest
 
-from tests.coco_val import FEW, NOTEBOOKS, run_notebook
+from tests.coco_val import FEW, run_notebook
+from tests.notebooks import NOTEBOOKS
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

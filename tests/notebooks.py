@@ -1,6 +1,7 @@
 """The notebooks as the tests read them."""
 
 import functools
+import shutil
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
@@ -26,3 +27,11 @@ def python(cell):
 
 def prose(path):
     return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+def copy_course(folder, *paths):
+    """What notebooks need of the repository, and the notebooks at `paths`, in another folder."""
+    for name in ("helpers", "assets", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "notebooks").mkdir()
+    return [shutil.copy(path, folder / "notebooks") for path in paths]

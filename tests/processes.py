@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+from filelock import FileLock
+
 from helpers.config import ROOT
 
 
@@ -22,6 +24,16 @@ def finish(*command, status=0):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == status, errors
     return output
+
+
+def two_at_once(lock, waiting, *command):
+    """What two processes print that both have to wait for a lock, and say so, before they go on."""
+    with FileLock(lock):
+        pair = [start(*command) for _ in range(2)]
+        assert all(waiting in process.stdout.readline() for process in pair)
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    return [output for output, _ in outputs]
 
 
 def die(*_):

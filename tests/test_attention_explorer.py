@@ -3,7 +3,6 @@
 import io
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +14,7 @@ from helpers.viz.widgets import explorer
 from tests.tiny import deep_model
 from tests.uploads import send, shown
 
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
 CAPTIONS = [["a red bus and two dogs", "a bus"], "a blue cat on the beach", ["a dog sleeps"]]
@@ -45,12 +45,6 @@ def model():
 def widget(model):
     figures.style()
     return explorer(model, IMAGES, CAPTIONS)
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    yield
-    assert plt.get_fignums() == []
 
 
 def put(widget, **values):

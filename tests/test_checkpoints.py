@@ -50,7 +50,6 @@ RUN = """
 
 def run(data, folder, embed_dim=8, **changes):
     """Both towers, SigLIP, dropout in the heads: three epochs of three steps, two looks at each."""
-    torch.manual_seed(0)
     model = CLIP(16, 16, embed_dim, image_tower(), text_tower(), logit_bias=-10.0)
     examples = Examples(CaptionedImages(data, "val2017"))
     settings = {"epochs": 3, "batch_size": 4, "image_lr": 1e-3, "text_lr": 1e-3}
@@ -74,11 +73,6 @@ def uninterrupted(tmp_path_factory):
     return folder / "coco", (folder / "whole/losses.txt").read_text(), final
 
 
-def assert_same(weights, expected):
-    assert weights.keys() == expected.keys()
-    assert all(weights[name].equal(tensor) for name, tensor in expected.items())
-
-
 # In a step, after a look at dev (they follow the steps 0, 1, 3, 4, 6, 7 and 9) or between two; or
 # while a checkpoint is written.
 KILLED = [(2, "step"), (4, "step"), (5, "step"), (0, "write"), (4, "write"), (6, "write")]
@@ -91,7 +85,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(uninterrupted, tmp_path, when, w
     assert not (tmp_path / "losses.txt").exists()
     assert ("Going on from step-0000000" in train(data, tmp_path)) == (when > 0)
     assert (tmp_path / "losses.txt").read_text() == losses
-    assert_same(load_file(tmp_path / "final.safetensors"), final)
+    torch.testing.assert_close(load_file(tmp_path / "final.safetensors"), final, rtol=0, atol=0)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -99,7 +93,7 @@ def test_a_finished_run_is_read_not_trained_again(uninterrupted, tmp_path):
     history, model = run(uninterrupted[0], tmp_path)
     again, same = run(uninterrupted[0], tmp_path)
     assert again == history
-    assert_same(same.state_dict(), model.state_dict())
+    torch.testing.assert_close(same.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 def test_the_last_two_and_the_best_are_what_is_left_and_no_pickle(uninterrupted, tmp_path):
@@ -109,8 +103,8 @@ def test_the_last_two_and_the_best_are_what_is_left_and_no_pickle(uninterrupted,
     recalls = [row["dev_recall@1"] for row in history]
     (best,) = tmp_path.glob("best-*")
     assert best.name == f"best-{recalls.index(max(recalls)) + 1:04d}.safetensors"
-    weights = load_file(best)
-    assert all(p.detach().equal(weights[name]) for name, p in model.named_parameters())
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name].equal(tensor) for name, tensor in load_file(best).items())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json"}
     for path in files:
@@ -131,10 +125,3 @@ def test_another_run_is_refused_by_name(uninterrupted, tmp_path):
     for message, changes in OTHERS.items():
         with pytest.raises((ValueError, RuntimeError), match=message):
             run(uninterrupted[0], tmp_path, **{"epochs": 1, **changes})
-
-
-def test_folders_of_a_killed_write_are_swept(uninterrupted, tmp_path):
-    (tmp_path / ".step-00000002.77.tmp").mkdir()
-    (tmp_path / ".best-0001.safetensors.77.tmp").write_bytes(b"half")
-    run(uninterrupted[0], tmp_path, epochs=1)
-    assert not list(tmp_path.glob(".*"))

@@ -14,6 +14,7 @@ def test_helpers_from_photographs_to_tuned_towers(coco, full_cache, tmp_path, mo
     profile = coco_val(coco, full_cache, tmp_path, monkeypatch, FEW)
     try:
         towers = load_or_build.towers(profile)
+        assert (towers[0].size, towers[1].model.config.vocab_size) == (224, 30522)
         for config in (tower.model.config for tower in towers):
             assert (config.num_hidden_layers, config.hidden_size) == (12, 768)
         before, examples, _, history = walk(profile)

@@ -29,18 +29,18 @@ PAIRS = {
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # for float64; a third in float32 is 3e-8 off
 
 
-def tiny(kind, dtype=torch.float64, dropout=True):
+def tiny(kind, dropout=True):
     torch.manual_seed(0)
     start = {} if kind == "clip" else {**SIGLIP_START, "logit_bias": -1.5}
-    return CLIP(6, 5, embed_dim=8, **start).to(dtype).train(dropout)
+    return CLIP(6, 5, embed_dim=8, **start).double().train(dropout)
 
 
-def batch_of(n, dtype=torch.float64):
+def batch_of(n):
     """Features of n pairs. Every third row shows the image of row 0: a positive elsewhere, too."""
     generator = torch.Generator().manual_seed(1)
     return {
-        "image_features": torch.randn(n, 6, generator=generator, dtype=dtype),
-        "text_features": torch.randn(n, 5, generator=generator, dtype=dtype),
+        "image_features": torch.randn(n, 6, generator=generator).double(),
+        "text_features": torch.randn(n, 5, generator=generator).double(),
         "image_ids": torch.arange(n) * (torch.arange(n) % 3 > 0),
     }
 
@@ -114,20 +114,6 @@ def check_losses(world, rank, b=4):
         assert abs(local - expected[0]) > 0.1, "negatives of one process alone are another loss"
         no_ids = gather(several(**outputs).detach()[None]).mean()
         assert_same(no_ids, one_process(**model(batch)).detach(), **EXACT)
-
-
-def check_gradient_flows_to_other_processes(world, rank):
-    """Without DDP: the sum of all processes' losses, seen from the embeddings of one."""
-    half = torch.tensor(0.5)
-    ends = {"clip": {"logit_scale": half}, "siglip": dict.fromkeys(SIGLIP_START, half)}
-    draws = torch.randn(2, 2 * world, 4, generator=torch.Generator().manual_seed(3))
-    whole = [rows.requires_grad_() for rows in F.normalize(draws, dim=-1)]
-    rows = slice(2 * rank, 2 * rank + 2)
-    for kind, (one_process, several) in PAIRS.items():
-        expected = torch.autograd.grad(world * one_process(*whole, **ends[kind]), whole)
-        own = [tensor[rows].detach().requires_grad_() for tensor in whole]
-        by_own = torch.autograd.grad(several(*own, **ends[kind]), own)
-        assert_same(by_own, tuple(gradient[rows] for gradient in expected))
 
 
 def check_ring_never_holds_all(world, rank, b=16, width=8):
@@ -226,24 +212,16 @@ def test_half_precision_is_computed_in_full():
 
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("chunk", [1, 4, 7, 50])
-def test_cached_is_plain_without_dropout(kind, chunk):
-    model, batch = tiny(kind, torch.float32, dropout=False), batch_of(10, torch.float32)
-    loss = PAIRS[kind][0]
-    expected = plain_step(model, batch, loss)
-    assert_same(expected, cached_step(model, batch, loss, chunk), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_cached_replays_dropout(kind):
+def test_cached_replays_dropout(kind, chunk):
     """As one step on what the chunks gave; also the random numbers drawn afterwards."""
     model, batch, loss = tiny(kind), batch_of(10), PAIRS[kind][0]
     torch.manual_seed(5)
-    expected, next_draw = plain_step(model, batch, loss, chunk=4), torch.rand(3)
+    expected, next_draw = plain_step(model, batch, loss, chunk), torch.rand(3)
     torch.manual_seed(5)
-    assert_same(expected, cached_step(model, batch, loss, 4))
+    assert_same(expected, cached_step(model, batch, loss, chunk))
     assert torch.equal(torch.rand(3), next_draw)
     torch.manual_seed(6)
-    assert cached_step(model, batch, loss, 4)[0] != expected[0], "dropout was on"
+    assert cached_step(model, batch, loss, chunk)[0] != expected[0], "dropout was on"
 
 
 def test_cached_adds_up_calls_the_given_backward_and_works_with_a_locked_side_and_lists():

@@ -21,7 +21,7 @@ from helpers.storage.download import COCO_2017, HELP, DownloadError
 from scripts.download_coco import main
 from tests.coco_files import IDS, profile, write_captions, write_images
 from tests.faulty_server import serve
-from tests.processes import start
+from tests.processes import start, two_at_once
 from tests.test_probes import write_instances
 
 ANNOTATIONS = "/annotations/annotations_trainval2017.zip"
@@ -249,14 +249,15 @@ download.download(profile(Path(root)))
 """
 
 
-def child_of(root, table, stop=1000):
-    return start("-c", CHILD, root, json.dumps(table), stop)
+def child(root, table, stop=1000):
+    """The command of a process that downloads."""
+    return "-c", CHILD, root, json.dumps(table), stop
 
 
-def kill_when(child, ready):
+def kill_when(command, ready):
     """SIGKILL, as soon as `ready()`."""
     end = time.monotonic() + 300
-    with child:
+    with start(*command) as child:
         while child.poll() is None and time.monotonic() < end and not ready():
             time.sleep(0.01)
         child.kill()
@@ -266,7 +267,7 @@ def kill_when(child, ready):
 def test_killed_in_the_middle_of_the_download(get, server, small, files, root):
     server.faults = [None, "stall"]
     part = root / "val2017.zip.part"
-    kill_when(child_of(root, small), lambda: part.exists() and server.requests[-1][0] == VAL)
+    kill_when(child(root, small), lambda: part.exists() and server.requests[-1][0] == VAL)
     assert not (root / "val2017").exists() and not (root / "val2017.zip").exists()
     size = part.stat().st_size
     assert 0 <= size <= len(files[VAL]) // 2
@@ -283,7 +284,7 @@ def test_killed_in_the_middle_of_unpacking(get, server, small, root, stop):
         return sum(len(list(place.iterdir())) for place in places if place.is_dir())
 
     # The file after `stop` whole ones has been opened for writing, and is empty.
-    kill_when(child_of(root, small, stop), lambda: unpacked() == stop + 1)
+    kill_when(child(root, small, stop), lambda: unpacked() == stop + 1)
     assert not (root / "val2017").exists() and (root / ".unpacking").is_dir()
     assert (root / "annotations").exists() == (stop > 1)
     (root / ".unpacking" / "val2017").mkdir(exist_ok=True)
@@ -296,14 +297,7 @@ def test_killed_in_the_middle_of_unpacking(get, server, small, root, stop):
 
 def test_two_at_once_fetch_once(server, small, root):
     root.mkdir()
-    with download._one_process(root):
-        both = [child_of(root, small) for _ in range(2)]
-        for child in both:
-            assert child.stdout.readline().endswith(f"into {root}: waiting for it.\n")
-        assert server.requests == []
-    for child in both:
-        errors = child.communicate(timeout=300)[1]
-        assert child.returncode == 0, errors
+    two_at_once(root / ".lock", f"into {root}: waiting for it.\n", *child(root, small))
     assert_whole(root)
     assert sorted(paths(server)) == [ANNOTATIONS, VAL]
 

@@ -61,12 +61,6 @@ def test_image_embedding_is_the_cls_token():
 # The text tower
 
 
-def test_masked_mean_by_hand():
-    states = torch.tensor([[[1.0, 10.0], [3.0, 30.0], [99.0, 99.0]], [[5.0, 6.0]] * 3])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert encoders.masked_mean(states, mask).tolist() == [[2.0, 20.0], [5.0, 6.0]]
-
-
 def test_text_embedding_is_the_masked_mean(text_tower):
     texts = ["A dog.", "Two cats sleep on a red sofa next to a window."]
     tokens = text_tower.tokenize(texts)
@@ -183,10 +177,8 @@ def test_missing_model_folder_says_how_to_make_it(tmp_path):
 
 
 def test_weights_digest_sees_one_changed_number():
-    torch.manual_seed(0)
     layer = nn.Linear(3, 2).to(torch.bfloat16)
     before = weights_digest(layer)
     assert before == weights_digest(layer) and len(before) == 64
-    with torch.no_grad():
-        layer.weight[1, 2] += 1
+    layer.weight.data[1, 2] += 1
     assert weights_digest(layer) != before

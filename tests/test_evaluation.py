@@ -11,17 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from helpers.evaluation import (
-    TEMPLATES,
-    class_embeds,
-    classify,
-    difference,
-    prompt,
-    ranks,
-    retrieval,
-    retrieval_chance,
-    wilson,
-)
+from helpers import evaluation
+from helpers.evaluation import classify, difference, ranks, retrieval, retrieval_chance, wilson
 from helpers.probes import average_precision_chance, compositional, hits_at, mean_average_precision
 
 NUMBER_TYPES = {
@@ -85,28 +76,6 @@ def pairs(n=40, captions=5, dim=16, seed=0):
     return images, texts, torch.arange(n).repeat_interleave(captions)
 
 
-def test_perfect_embeddings_score_one_and_constant_ones_nothing():
-    images, _, owner = pairs()
-    metrics = retrieval(images, images[owner], owner)
-    assert all(value == 1 for value in metrics.values()) and len(metrics) == 12
-    metrics = retrieval(torch.ones(40, 3), torch.ones(200, 3), owner)
-    assert metrics["text_to_image/recall@10"] == metrics["image_to_text/recall@10"] == 0
-    assert metrics["text_to_image/median_rank"] == 40
-    assert metrics["image_to_text/median_rank"] == 196  # all but its own other four come first
-
-
-def test_random_embeddings_score_chance():
-    images, texts, owner = pairs(n=300, dim=300)
-    chance = retrieval_chance(owner)
-    for number_type in (torch.uint8, torch.int32, torch.bfloat16):
-        small = owner[:500].to(number_type)
-        assert retrieval_chance(small) == retrieval_chance(owner[:500].numpy())
-    metrics = retrieval(images, texts, owner)
-    for name, value in chance.items():
-        assert metrics[name] == pytest.approx(value, abs=0.035)
-    assert metrics["text_to_image/median_rank"] == pytest.approx(150, abs=20)
-
-
 def test_chance_is_the_mean_over_all_orders():
     owner = np.array([0, 0, 2, 3, 4])  # image 1 has no caption: it can be found and never asks
     labels = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 0], [0, 1, 0], [0, 1, 0]])
@@ -117,15 +86,10 @@ def test_chance_is_the_mean_over_all_orders():
         found.append(np.mean(of_images))
         assert list(retrieval_chance(owner, [k]).values()) == pytest.approx(found)
     found = [mean_average_precision(np.stack([order] * 3, axis=1), labels) for order in orders]
-    assert average_precision_chance(labels) == pytest.approx(np.mean(found))
-
-
-def test_random_scores_have_the_mean_average_precision_of_chance():
-    rng = np.random.default_rng(0)
-    labels = rng.random((200, 30)) < np.linspace(0.01, 0.5, 30)
-    found = [mean_average_precision(rng.random(labels.shape), labels) for _ in range(40)]
-    chance = average_precision_chance(torch.tensor(labels))
-    assert chance == pytest.approx(np.mean(found), rel=0.02) and chance > 1.02 * labels.mean()
+    assert average_precision_chance(torch.tensor(labels)) == pytest.approx(np.mean(found))
+    many = pairs(n=100)[2]
+    for number_type in (torch.uint8, torch.int32, torch.bfloat16):
+        assert retrieval_chance(many.to(number_type)) == retrieval_chance(many.numpy())
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 39, 512])
@@ -167,15 +131,15 @@ def test_an_image_without_captions_and_a_label_outside_the_classes_are_named():
 def test_prompts_are_english():
     pairs = ("a photo of a {}", "apple"), ("A {}", "orange"), ("a small {}", "umbrella")
     expected = ["a photo of an apple", "An orange", "a small umbrella", "a pair of skis"]
-    assert [prompt(*pair) for pair in (*pairs, ("a {}", "skis"))] == expected
-    assert len(set(TEMPLATES)) == len(TEMPLATES)
-    assert all(template.count("{}") == 1 for template in TEMPLATES)
+    assert [evaluation.prompt(*pair) for pair in (*pairs, ("a {}", "skis"))] == expected
+    assert len(set(evaluation.TEMPLATES)) == len(evaluation.TEMPLATES)
+    assert all(template.count("{}") == 1 for template in evaluation.TEMPLATES)
 
 
 def test_class_embeds_are_the_normalised_mean_of_unit_vectors():
     vectors = {"a cat": [3.0, 0], "the cat": [0, 0.5], "a dog": [-1.0, 0], "the dog": [-2.0, 0]}
     encode_texts = lambda texts: torch.tensor([vectors[text] for text in texts])  # noqa: E731
-    embeds = class_embeds(encode_texts, ["cat", "dog"], ["a {}", "the {}"])
+    embeds = evaluation.class_embeds(encode_texts, ["cat", "dog"], ["a {}", "the {}"])
     torch.testing.assert_close(embeds, torch.tensor([[0.5**0.5, 0.5**0.5], [-1.0, 0.0]]))
 
 

@@ -13,19 +13,18 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 
 from helpers.data import CaptionedImages
 from helpers.minicoco import render as minicoco
-from helpers.model import CLIP, load_model, save_model
+from helpers.model import load_model, save_model
 from helpers.storage import checkpoints, shards
 from helpers.storage.files import atomic_write
-from tests.processes import die, finish, start
+from tests.processes import die, finish, two_at_once
 from tests.test_checkpoints import run
 from tests.test_features import extract
 from tests.test_minicoco import profile
-from tests.tiny import image_tower, text_tower, write_dataset
+from tests.tiny import whole, write_dataset
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 REFUSED = PermissionError(errno.EACCES, "Permission denied")
@@ -156,15 +155,10 @@ def test_killed_while_minicoco_is_rendered(rendered, tmp_path, split):
 
 
 def test_two_processes_render_at_once(rendered, tmp_path):
-    # Both have to wait until both are there.
-    with FileLock(tmp_path / ".minicoco.lock"):
-        pair = [start(*here("draw", tmp_path)) for _ in range(2)]
-        for process in pair:
-            assert "waiting for it" in process.stdout.readline()
-    outputs = [process.communicate(timeout=120) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], outputs
+    command = here("draw", tmp_path)
+    outputs = two_at_once(tmp_path / ".minicoco.lock", "waiting for it", *command)
     # One draws, the other takes what is there.
-    assert sorted("100%" in out for out, _ in outputs) == [False, True]
+    assert sorted("100%" in output for output in outputs) == [False, True]
     assert bytes_of(tmp_path / "minicoco") == rendered
 
 
@@ -210,7 +204,7 @@ SAVED |= {f"{tower}_tower/pytorch_model.bin": TOWER for tower in ("image", "text
 
 @pytest.mark.parametrize("name", SAVED)
 def test_a_pickle_in_a_tuned_model_is_refused_unread(tmp_path, trap, name):
-    save_model(CLIP(16, 16, 8, image_tower(), text_tower()), tmp_path / "finetuned", {})
+    save_model(whole(), tmp_path / "finetuned", {})
     path = tmp_path / "finetuned" / name
     path.with_name("model.safetensors").unlink(missing_ok=True)
     path.write_bytes(trap)

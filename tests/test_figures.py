@@ -11,6 +11,7 @@ from PIL import Image
 from helpers.viz import figures
 from scripts import make_pictures
 
+pytestmark = pytest.mark.usefixtures("styled")
 IMAGES = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blue", "white")]
 # What stands between the first two dollars is no formula.
 MARKUP = r"<b>$\frac{$</b> & $x_1$ &amp; \$5"
@@ -35,13 +36,6 @@ DRAWN = {
     figures.embedding_map: (SCORES[:, :2], [0, 0, 1, 1], "map", True),
     figures.histograms: ({"own": COSINES, "others": [0, 0.1]}, "cosines", "", 9, {"here": 0.2}),
 }
-
-
-@pytest.fixture(autouse=True)
-def styled():
-    figures.style()
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("draw, inputs", DRAWN.items())

@@ -8,9 +8,7 @@ from transformers import BertConfig, ViTConfig
 
 from benchmarks import gpu
 from scripts.readme_table import gpu_table
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-SMALL |= {"intermediate_size": 32}
+from tests.tiny import SMALL
 
 
 def small_towers():

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.losses import clip_loss, same_image, siglip_loss
+from helpers.losses import clip_loss, siglip_loss
 
 LN10, CLIP_SCALE = math.log(10), math.log(1 / 0.07)
 
@@ -64,11 +65,11 @@ numbers = st.integers(1, 5), st.integers(0, 2**16), st.floats(-1.0, 3.0), st.flo
 @settings(max_examples=50, deadline=None)
 @given(ids_of_a_batch, *numbers)
 def test_the_losses_are_their_loops_in_value_and_gradients(ids, dim, seed, scale, bias):
-    inputs = unit(len(ids), dim, seed), unit(len(ids), dim, seed + 1), scalar(scale)
-    known = torch.tensor(ids)
-    assert_same(lambda *x: clip_loss(*x, known), lambda *x: clip_loop(*x, ids), *inputs)
+    """The losses see lengths, which whoever made the embeddings has divided by, and any ids."""
+    inputs = 1.5 * unit(len(ids), dim, seed), unit(len(ids), dim, seed + 1), scalar(scale)
+    assert_same(lambda *x: clip_loss(*x, np.array(ids)), lambda *x: clip_loop(*x, ids), *inputs)
     inputs = *inputs, scalar(bias)
-    assert_same(lambda *x: siglip_loss(*x, known), lambda *x: siglip_loop(*x, ids), *inputs)
+    assert_same(lambda *x: siglip_loss(*x, ids), lambda *x: siglip_loop(*x, ids), *inputs)
 
 
 def test_the_losses_are_the_formulas_of_the_papers():
@@ -84,34 +85,6 @@ def test_the_losses_are_the_formulas_of_the_papers():
 
     assert_same(clip_loss, info_nce, *inputs)
     assert_same(siglip_loss, sigmoid, *inputs, scalar(-10.0))
-
-
-def test_distinct_ids_are_the_plain_diagonal():
-    images, texts, ids = unit(5, 4), unit(5, 4, seed=1), torch.tensor([7, 3, 900_000_000_000, 0, 5])
-    assert same_image(images).equal(torch.eye(5, dtype=torch.bool))
-    inputs = images, texts, scalar(1.0)
-    assert clip_loss(*inputs, ids) == clip_loss(*inputs)
-    plain = siglip_loss(*inputs, scalar(-1.0))
-    assert siglip_loss(*inputs, scalar(-1.0), ids.numpy()) == plain
-
-
-def test_one_pair_costs_nothing_and_an_untrained_model_ln_n():
-    assert clip_loss(unit(1, 4), unit(1, 4, seed=1), scalar(CLIP_SCALE)) == 0
-    equal = torch.ones(512, 8, dtype=torch.float64) / math.sqrt(8)
-    assert clip_loss(equal, equal, scalar(CLIP_SCALE)).item() == pytest.approx(math.log(512))
-    random = clip_loss(unit(512, 256), unit(512, 256, seed=1), scalar(CLIP_SCALE)).item()
-    assert math.log(512) < random < math.log(512) + 1
-
-
-def test_length_and_order_matter_where_they_should():
-    """The losses see lengths; shuffling both sides alike changes nothing, shuffling one does."""
-    images, texts, order = unit(8, 4), unit(8, 4, seed=1), torch.tensor([3, 1, 7, 0, 2, 5, 4, 6])
-    for loss in (clip_loss, lambda i, t, s: siglip_loss(i, t, s, scalar(-5.0))):
-        plain = loss(images, texts, scalar(2.0))
-        assert loss(texts, images, scalar(2.0)).isclose(plain)
-        assert loss(images[order], texts[order], scalar(2.0)).isclose(plain)
-        assert not loss(images[order], texts, scalar(2.0)).isclose(plain)
-        assert not loss(3 * images, texts, scalar(2.0)).isclose(plain)
 
 
 def test_two_captions_of_one_image_are_no_negatives():

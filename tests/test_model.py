@@ -12,20 +12,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
 
-from helpers.config import ROOT
-from helpers.model import (
-    CLIP,
-    SIGLIP_START,
-    ProjectionHead,
-    average_weights,
-    evaluating,
-    head_state,
-    load_heads,
-    load_model,
-    save_heads,
-    save_model,
-    training_mode,
-)
+from helpers import load_or_build
+from helpers import model as dual_encoder
+from helpers.config import ROOT, get_profile
+from helpers.model import CLIP, average_weights, load_heads, load_model, save_heads, save_model
 from helpers.storage.checkpoints import weights_digest
 from tests.tiny import image_tower, text_tower
 
@@ -33,9 +23,7 @@ from tests.tiny import image_tower, text_tower
 @pytest.fixture
 def model():
     """Tiny towers with dropout, so that a mode shows."""
-    towers = image_tower(hidden_dropout_prob=0.5), text_tower()
-    torch.manual_seed(0)
-    return CLIP(16, 16, 8, *towers).eval()
+    return CLIP(16, 16, 8, image_tower(hidden_dropout_prob=0.5), text_tower()).eval()
 
 
 @pytest.fixture
@@ -50,7 +38,8 @@ def pictures(n=5):
 
 
 def test_a_head_does_not_normalise_and_projections_do():
-    assert not ProjectionHead(5, 7)(torch.randn(2, 5)).norm(dim=-1).isclose(torch.ones(2)).any()
+    features = dual_encoder.ProjectionHead(5, 7)(torch.randn(2, 5))
+    assert not features.norm(dim=-1).isclose(torch.ones(2)).any()
     heads = CLIP(3, 4, embed_dim=8)
     for embeds in (heads.project_image(torch.randn(6, 3)), heads.project_text(torch.randn(6, 4))):
         assert embeds.shape == (6, 8)
@@ -58,7 +47,7 @@ def test_a_head_does_not_normalise_and_projections_do():
 
 
 def test_scale_and_bias_start_where_the_papers_say_and_are_trained(tmp_path):
-    heads, siglip = CLIP(3, 4, 8), CLIP(3, 4, 8, **SIGLIP_START)
+    heads, siglip = CLIP(3, 4, 8), CLIP(3, 4, 8, **dual_encoder.SIGLIP_START)
     assert heads.logits()["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
     assert heads.logit_bias is None and set(heads.logits()) == {"logit_scale"}
     start = {name: p.item() for name, p in siglip.named_parameters() if name.startswith("logit_")}
@@ -109,10 +98,10 @@ def test_modes_come_back_part_by_part(model):
     before = [part.training for part in model.modules()]
     model.encode_images(pictures(2))
     assert [part.training for part in model.modules()] == before
-    with pytest.raises(KeyError), evaluating(model):
+    with pytest.raises(KeyError), dual_encoder.evaluating(model):
         assert not any(part.training for part in model.modules()) and not torch.is_grad_enabled()
         raise KeyError
-    with training_mode(model):
+    with dual_encoder.training_mode(model):
         assert all(part.training for part in model.modules()) and torch.is_grad_enabled()
     assert [part.training for part in model.modules()] == before
 
@@ -131,7 +120,7 @@ def test_averaged_weights_lie_between_two_models_and_change_neither(model):
     assert [weights_digest(model), weights_digest(after)] == both and after.training
     assert not any(part.training for part in averaged.modules())
     towers = model.image_tower, model.text_tower
-    others = {"logit_bias": CLIP(16, 16, 8, *towers, **SIGLIP_START)}
+    others = {"logit_bias": CLIP(16, 16, 8, *towers, **dual_encoder.SIGLIP_START)}
     others |= {"image_head.1.weight": CLIP(16, 16, 9, *towers)}
     for name, other in others.items():
         for pair in ((model, other), (other, model)):
@@ -146,8 +135,8 @@ def test_saved_heads_come_back_equal(model, tmp_path):
     loaded, meta = load_heads(tmp_path / "b/c", model.image_tower, model.text_tower)
     assert meta == {"profile": "mini", "name": "naïve"}
     assert not loaded.training and loaded.dims == model.dims
-    saved = head_state(model)
-    assert all(tensor.equal(saved[name]) for name, tensor in head_state(loaded).items())
+    states = [dual_encoder.head_state(heads) for heads in (model, loaded)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
     assert loaded.encode_texts("a cat").equal(model.encode_texts("a cat"))
     assert load_heads(tmp_path / "a")[0].image_tower is None
     names = load_file(tmp_path / "a/heads.safetensors").keys()
@@ -157,7 +146,8 @@ def test_saved_heads_come_back_equal(model, tmp_path):
     assert len(list((tmp_path / "a").iterdir())) == 2
 
 
-OTHER = save(head_state(CLIP(16, 16, 8)))  # a save that was killed between its two files
+# A save that was killed between its two files.
+OTHER = save(dual_encoder.head_state(CLIP(16, 16, 8)))
 NOT_OURS = "heads.safetensors is damaged, or not the file .* delete"
 
 
@@ -238,5 +228,7 @@ def test_the_committed_models_load():
     for folder in (ROOT / "assets/heads").iterdir():
         loaded, meta = load_heads(folder)
         assert loaded.dims["embed_dim"] == 256 and len(meta["history"]) >= meta["epoch"]
-    tuned, meta = load_model(ROOT / "assets/finetuned", text_tower=nn.Identity())
-    assert meta["tuned"] == ["image_tower"] and tuned.image_tower.dim == 128
+    profile = get_profile("mini")
+    tuned, pair = load_or_build.finetuned(profile), load_or_build.towers(profile)
+    for tower, before in zip((tuned.image_tower, tuned.text_tower), pair, strict=True):
+        assert weights_digest(tower) != weights_digest(before)

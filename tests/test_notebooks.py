@@ -1,13 +1,12 @@
 """The notebooks: each runs alone on the smoke profile, and is fit to be read on GitHub."""
 
 import json
-import shutil
 
 import nbformat
 import pytest
 
 from scripts.run_notebooks import ROOT, SOLUTION, execute, problems
-from tests.notebooks import NOTEBOOKS, code_cells, prose, read
+from tests.notebooks import NOTEBOOKS, code_cells, copy_course, prose, read
 
 SETUP = (ROOT / "notebooks/setup_cell.py").read_text(encoding="utf-8").strip()
 
@@ -17,14 +16,9 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 @each_notebook
 def test_runs_alone_on_smoke(path, tmp_path):
     """In a fresh copy of the repository without data/: nothing of earlier notebooks can help."""
-    for folder in ("helpers", "assets", "scripts"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
-    results, copy = tmp_path / "results", tmp_path / "notebooks" / path.name
-    copy.parent.mkdir()
-    shutil.copy(path, copy)
+    results, (copy,) = tmp_path / "results", copy_course(tmp_path, path)
     env = {"CLIP_PROFILE": "smoke", "CLIP_RESULTS": str(results)}
-    executed = execute(copy, cwd=copy.parent, env=env, timeout=300)
+    executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=300)
     assert problems(executed) == []
     assert nbformat.read(copy, 4) == read(path)
     for file in results.glob("*.json"):

@@ -9,15 +9,9 @@ from PIL import Image
 from helpers.attention import Words
 from helpers.viz import figures, overlays
 
+pytestmark = pytest.mark.usefixtures("styled")
 IMAGES = [Image.new("RGB", (48, 32), color) for color in ("red", "green", "blue")]
 GRIDS = [torch.arange(6.0).view(2, 3) * k for k in (1, 2, 0)]
-
-
-@pytest.fixture(autouse=True)
-def styled():
-    figures.style()
-    yield
-    plt.close("all")
 
 
 def is_png(figure):

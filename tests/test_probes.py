@@ -24,9 +24,9 @@ def instance(annotation_id, image_id, category_id, bbox, **more):
     return row | {"segmentation": outline, "area": w * h, "iscrowd": 0} | more
 
 
-def write_instances(root, annotations, ids=IDS, name="val2017"):
+def write_instances(root, annotations, ids=IDS, name="val2017", categories=CATEGORIES):
     images, file = [image_entry(image_id) for image_id in ids], f"instances_{name}.json"
-    write_annotations(root, file, images, annotations, categories=CATEGORIES)
+    write_annotations(root, file, images, annotations, categories=categories)
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """What a map is worth: questions, coverage, pointing game, energy, deletion and insertion."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from helpers import saliency_metrics as metrics
 from helpers.data import CaptionedImages
-from helpers.model import CLIP
 from helpers.probes import Instances
 from tests import tiny
+from tests.test_probes import instance, write_instances
 
 GRID = (2, 2)
 
@@ -19,20 +17,13 @@ GRID = (2, 2)
 def data(tmp_path):
     """Ten images: a dog on the left half, and, but for the first, a cat in the upper middle."""
     tiny.write_dataset(tmp_path)
-    content = json.loads((tmp_path / "annotations/captions_val2017.json").read_text())
-    annotations = []
-    for k, image in enumerate(content["images"]):
-        wide, high = image["width"], image["height"]
-        boxes = {18: [0, 0, wide / 2, high], 17: [wide / 2, 0, wide / 4, high / 2]}
-        for category, (x, y, w, h) in list(boxes.items())[: 2 if k else 1]:
-            outline = [x, y, x + w, y, x + w, y + h, x, y + h]
-            row = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category}
-            row |= {"segmentation": [outline], "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
-            annotations.append(row)
-    categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 3, "name": "apple"}]
-    instances = {"images": content["images"], "annotations": annotations, "categories": categories}
-    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(instances))
-    return CaptionedImages(tmp_path), Instances(tmp_path)
+    images, rows = CaptionedImages(tmp_path), []
+    for i, image_id in enumerate(images.image_ids.tolist()):
+        rows.append(instance(2 * i, image_id, 18, [0, 0, 24, 32]))
+        rows += [instance(2 * i + 1, image_id, 17, [24, 0, 12, 16])] * (i > 0)
+    kinds = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 3, "name": "apple"}]
+    write_instances(tmp_path, rows, images.image_ids.tolist(), categories=kinds)
+    return images, Instances(tmp_path)
 
 
 def test_questions_name_two_objects_of_one_image(data):
@@ -100,7 +91,7 @@ def test_the_centre_has_one_peak_in_the_middle(grid):
 
 
 def test_deletion_and_insertion_by_hand():
-    model = CLIP(16, 16, 8, tiny.image_tower(), tiny.text_tower())
+    model = tiny.whole()
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8))
     texts = model.text_tower.tokenize(["a red dog", "two cat"])

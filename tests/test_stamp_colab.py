@@ -12,9 +12,9 @@ import pytest
 from helpers.config import all_profiles
 from scripts import stamp_colab
 from scripts.run_notebooks import ROOT
+from tests.notebooks import copy_course
 
 CELL = (ROOT / "notebooks/setup_cell.py").read_text(encoding="utf-8")
-IGNORE = shutil.ignore_patterns("__pycache__")
 HERE = re.search(r'REPO = "https://github.com/(.+)"', CELL)[1]
 
 
@@ -27,7 +27,7 @@ def contents(root):
 
 def test_stamp_names_the_repository_everywhere_and_changes_nothing_else(tmp_path):
     for folder in ("notebooks", "scripts"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=IGNORE)
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pyc"))
     shutil.copy(ROOT / "README.md", tmp_path)
     before, name = contents(tmp_path), "ada-l/my.course_2"
     stamped = tmp_path / "notebooks/setup_cell.py", *(tmp_path / "notebooks").glob("*.ipynb")
@@ -60,8 +60,7 @@ def test_other_names_are_refused(name, tmp_path):
 def course(tmp_path_factory):
     """What notebooks need of the working tree, in a repository of its own."""
     tree = tmp_path_factory.mktemp("tree")
-    for folder in ("helpers", "assets", "scripts"):
-        shutil.copytree(ROOT / folder, tree / folder, ignore=IGNORE)
+    copy_course(tree)
     git = "git -c user.name=nobody -c user.email=nobody@example.org -c commit.gpgsign=false".split()
     for command in ("init --quiet", "add .", "commit --quiet -m tree"):
         subprocess.run([*git, *command.split()], cwd=tree, check=True)

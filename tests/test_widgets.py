@@ -18,6 +18,7 @@ from helpers.viz.controls import AS_DRAWN, NOTHING, RELATIONS, compose
 from tests.tiny import image_tower, text_tower
 from tests.uploads import send, shown
 
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 CAPTIONS = ["a red bus", "a blue dog", "two cats on the beach", "a small cat near the street"]
 NAMES = ["car", "dog", "stop sign", "apple", "giraffe", "hair drier"]
 SIMILARITY = torch.arange(12.0).view(4, 3) / 12 - 0.3
@@ -64,12 +65,6 @@ def make(model, images, embeds, answers, photo):
         "softmax": partial(widgets.temperature_slider, images, embeds, *answers[:2], 10.0),
         "own": partial(widgets.own_picture, model, *answers, True, photo),
     }
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    yield
-    assert plt.get_fignums() == []
 
 
 def closed(figure):

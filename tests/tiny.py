@@ -1,14 +1,12 @@
 """Tiny towers and a tiny data set in the genuine layout, for the tests."""
 
-import json
-
 import numpy as np
 import torch
-from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
 from helpers.encoders import ImageTower, TextTower
 from helpers.model import CLIP
+from tests.coco_files import write_captions, write_images
 
 SENTENCE = "a red blue dog cat bus runs sleeps on the beach street near two three big small and"
 WORDS = SENTENCE.split()
@@ -29,31 +27,30 @@ def text_tower(seed=0, max_length=12, words=WORDS, **shape):
     return TextTower(BertModel(config, False), BertTokenizerFast(vocab=vocab), max_length)
 
 
+def whole(**start):
+    """A CLIP with both towers."""
+    return CLIP(16, 16, 8, image_tower(), text_tower(), **start)
+
+
 def write_dataset(root, images=10):
     """COCO's layout: three captions an image, of different length; all images share the first."""
-    rng = np.random.default_rng(0)
-    (root / "val2017").mkdir(parents=True)
-    (root / "annotations").mkdir()
-    rows, annotations = [], []
-    for i in range(images):
-        name = f"{i + 100:012d}.jpg"
-        pixels = rng.integers(0, 256, (24 + i, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "val2017" / name)
-        rows.append({"id": i + 100, "file_name": name, "height": 24 + i, "width": 40})
+    rng, captions = np.random.default_rng(0), {}
+    for image_id in range(100, 100 + images):
         others = (" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2))
-        for caption in ["a dog", *others]:
-            annotations.append({"id": len(annotations), "image_id": i + 100, "caption": caption})
-    data = {"info": {}, "licenses": [], "images": rows, "annotations": annotations}
-    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(data))
+        captions[image_id] = ["a dog", *others]
+    write_captions(root, captions)
+    write_images(root, captions)
 
 
 def deep_model(**text):
     """A CLIP of three layers a tower and 4 × 4 patches: something for maps to show.
 
-    `text`: what differs in the text tower.
+    Weights so large that attention is far from uniform, and dropout in training. `text`: what
+    differs in the text tower.
     """
     shape = {"num_hidden_layers": 3, "initializer_range": 0.5}
+    shape |= {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     words = [*WORDS, "##s", "##es"]
-    towers = image_tower(size=32, **shape), text_tower(words=words, **{**shape, **text})
+    towers = image_tower(size=32, **shape), text_tower(0, 16, words, **{**shape, **text})
     torch.manual_seed(0)
     return CLIP(16, 16, 8, *towers).eval()
