@@ -19,8 +19,8 @@ from helpers.minicoco.scenes import draw
 from helpers.viz import figures, overlays
 
 DIAGRAM = (1, 5, 11, 14, 20)  # val scenes with short captions
-EXPLAINED = "an elephant in the desert"
-SENTENCES = ("a red car in the desert", "a teddy bear and a banana", "boats on the lake at sunset")
+EXPLAINED = "an elephant in the forest"
+SENTENCES = ("an orange cat", "a truck in the snow", "boats on the lake")
 WIDTH, HEIGHT = 10, 5.5  # of the diagram, in inches
 SHARES = {2_000: "@2000", 7_500: "@7500", 30_000: ""}  # train images, and their mark in the study
 GROWTH = {
@@ -144,14 +144,13 @@ def main() -> None:
     """The two towers, typed sentences, maps, what more images bring."""
     figures.style()
     profile, assets = get_profile("mini"), ROOT / "assets"
-    model = load_or_build.heads(profile)
+    model = load_or_build.finetuned(profile) or load_or_build.heads(profile)
     images, _ = load_or_build.gallery(profile, 1000)
     diagram(model, profile.seed).savefig(assets / "clip_desc.png", dpi=130)
     scores = model.encode_texts(list(SENTENCES)) @ model.encode_images(images).T
     typed_sentences(SENTENCES, images, scores.numpy()).savefig(assets / "retrieval.png")
     metrics = json.loads((profile.results / "study.json").read_text())["metrics"]
     growth(metrics).savefig(assets / "growth.png")
-    model = load_or_build.finetuned(profile) or model
     explained(model, images, EXPLAINED).savefig(assets / "attention.png")
 
 

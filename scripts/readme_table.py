@@ -80,7 +80,7 @@ def maps_table(metrics: dict) -> str:
     few = {METHODS[m].lower(): r["n"] for m, r in accuracy.items() if r["n"] < first["n"]}
     few = f" ({', '.join(few)}: {min(few.values())})" if few else ""
     caption = f"Notebook 07, {first['n']} pictures with a caption that names one of their objects"
-    caption += f"{few}; the image tower tuned. A patch taken at random touches the object in "
+    caption += f"{few}; both towers tuned and averaged. A patch at random touches the object in "
     caption += f"{first['chance']:.3f} of cases. Mean ± standard error. Made by `make readme`."
     return markdown([*head, "Follows a swapped caption"], rows, caption)
 

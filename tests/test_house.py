@@ -24,7 +24,7 @@ LAYERS = [
     "training_context evaluation probes distributed",
     "training",
     "load_or_build",
-    "attention max_flow saliency_metrics",
+    "attention max_flow saliency_metrics memory",
     "viz",
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
