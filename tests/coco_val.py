@@ -53,7 +53,7 @@ def walk(profile):
     model = load_or_build.heads(profile)
     images, texts = model.project_image(val.image_embeds), model.project_text(val.text_embeds)
     recall = retrieval(images, texts, val.owner)
-    settings = load_or_build.tuning(profile)
+    settings = load_or_build.tuning(profile) | {"dev_per_epoch": 1}
     history = fit(model, examples["train"], examples["dev"], seed=0, **settings)
     assert 0 <= recall["text_to_image/recall@1"] <= recall["text_to_image/recall@10"] <= 1
     assert all(np.isfinite(row["dev_loss"]) for row in history)
