@@ -50,11 +50,13 @@ def write_captions(root, captions: dict[int, list[str]], folder="val2017"):
     write_annotations(root, f"captions_{folder}.json", images, rows)
 
 
-def write_images(root, ids, folder="val2017"):
+def write_images(root, ids, folder="val2017", grows=0):
+    """Images of 48 × 32 pixels; grows: how much higher each is than the one before."""
     (root / folder).mkdir(parents=True, exist_ok=True)
-    for image_id in ids:
+    for i, image_id in enumerate(ids):
         pixels = np.random.default_rng(image_id).integers(0, 256, (4, 6, 3), np.uint8)
-        Image.fromarray(pixels).resize((48, 32)).save(root / folder / f"{image_id:012d}.jpg")
+        image = Image.fromarray(pixels).resize((48, 32 + grows * i))
+        image.save(root / folder / f"{image_id:012d}.jpg")
 
 
 def write_twelve(root):

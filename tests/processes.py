@@ -26,11 +26,15 @@ def finish(*command, status=0):
     return output
 
 
-def two_at_once(lock, waiting, *command):
-    """What two processes print that both have to wait for a lock, and say so, before they go on."""
+def two_at_once(lock, waiting, *command, meanwhile=lambda: True):
+    """What two processes print that both have to wait for a lock, and say so, before they go on.
+
+    meanwhile: what must hold while both wait.
+    """
     with FileLock(lock):
         pair = [start(*command) for _ in range(2)]
         assert all(waiting in process.stdout.readline() for process in pair)
+        assert meanwhile()
     outputs = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     return [output for output, _ in outputs]

@@ -297,7 +297,8 @@ def test_killed_in_the_middle_of_unpacking(get, server, small, root, stop):
 
 def test_two_at_once_fetch_once(server, small, root):
     root.mkdir()
-    two_at_once(root / ".lock", f"into {root}: waiting for it.\n", *child(root, small))
+    idle = {"meanwhile": lambda: server.requests == []}
+    two_at_once(root / ".lock", f"into {root}: waiting for it.\n", *child(root, small), **idle)
     assert_whole(root)
     assert sorted(paths(server)) == [ANNOTATIONS, VAL]
 

@@ -39,7 +39,7 @@ def write_dataset(root, images=10):
         others = (" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(2))
         captions[image_id] = ["a dog", *others]
     write_captions(root, captions)
-    write_images(root, captions)
+    write_images(root, captions, grows=1)
 
 
 def deep_model(**text):
