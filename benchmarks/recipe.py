@@ -16,12 +16,12 @@ from pathlib import Path
 
 from helpers import load_or_build
 from helpers.config import Profile, get_profile, machine
-from helpers.load_or_build import DEV_LOOKED_AT, HEADS, HEADS_BATCH, first, fresh_heads
+from helpers.load_or_build import DEV_LOOKED_AT, HEADS, first, fresh_heads
 from helpers.model import average_weights
 from helpers.probes import evaluate
 from helpers.storage.files import atomic_write
 from helpers.training import fit
-from scripts.run_study import ALPHAS, DECLARED, choose_alpha, trained
+from scripts.run_study import ALPHAS, choose_alpha, recipe, trained
 
 HEAD_RATES = [3e-4, 1e-3, 3e-3]
 FARTHER = {3e-4: 1e-4, 3e-3: 1e-2}  # beyond an edge that wins, for all heads alike
@@ -69,10 +69,9 @@ def try_heads(profile: Profile, name: str, lr: float) -> dict:
     """Heads at one rate."""
     model = fresh_heads(profile, name, profile.seed)
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
-    settings = {"epochs": profile.head_epochs, "batch_size": HEADS_BATCH, "seed": profile.seed}
-    fit(model, train, dev, lr=lr, **settings)
+    fit(model, train, dev, seed=profile.seed, **recipe(profile, name) | {"lr": lr})
     table = evaluate(profile, model, "dev")
-    return {"score": sum(table[name]["value"] for name in DECLARED) / 2, "dev": values(table)}
+    return {"score": choose_alpha({0.0: [table]})[1], "dev": values(table)}
 
 
 def try_towers(profile: Profile, name: str, frozen_layers: int, **rates) -> dict:
@@ -82,8 +81,8 @@ def try_towers(profile: Profile, name: str, frozen_layers: int, **rates) -> dict
     for layer in model.text_tower.model.encoder.layer[:frozen_layers]:
         freeze(layer)
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
-    settings = load_or_build.tuning(profile) | {"dev_per_epoch": 1, "seed": profile.seed} | rates
-    fit(model, train, first(dev, DEV_LOOKED_AT), **settings)
+    settings = recipe(profile, name) | rates | {"dev_per_epoch": 1}
+    fit(model, train, first(dev, DEV_LOOKED_AT), seed=profile.seed, **settings)
     after = copy.deepcopy(before)  # in which what was frozen is a parameter
     after.load_state_dict(model.cpu().state_dict())
     tables = {

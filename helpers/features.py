@@ -77,10 +77,10 @@ def embed_images(tower, images, batch_size=128, progress=False) -> Tensor:
         return _embed(_image_batches, tower, images, batch_size, bar)
 
 
-def embed_texts(tower, texts, batch_size=128, progress=False) -> Tensor:
+def embed_texts(tower, texts, batch_size=128) -> Tensor:
     """Embed captions without a cache, each distinct one once: M strings to float32 [M, D]."""
     distinct, rows = _distinct(texts)
-    with _bar("captions", len(distinct), progress) as bar:
+    with _bar("captions", len(distinct), False) as bar:
         return _embed(_text_batches, tower, distinct, batch_size, bar)[rows]
 
 
@@ -156,6 +156,8 @@ def _embed(make_batches, tower, data, batch_size, bar, folder=None, shard_size=2
     shards = [rows for rows in torch.arange(len(data)).split(shard_size) if len(rows)]
     missing = [rows for rows in shards if folder is None or not read_shard(folder, rows, output)]
     bar.update(len(data) - sum(map(len, missing)))
+    if not missing:
+        return output
     with (
         _frozen(tower),
         closing(make_batches(tower, data, missing, batch_size)) as batches,

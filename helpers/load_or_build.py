@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from helpers.config import Profile, machine, pick_device
+from helpers.config import ROOT, Profile, machine, pick_device
 from helpers.data import CaptionedImages, Examples, load_split
 from helpers.encoders import ImageTower, TextTower, load_towers
 from helpers.features import Embeddings, extract_embeddings
@@ -137,7 +137,8 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     print(f"Training projection heads, seed {seed}: once, then they are loaded.")
     train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
     model = fresh_heads(profile, "projection", seed)
-    history = fit(model, train, dev, epochs=profile.head_epochs, patience=10, seed=seed)
+    settings = {"epochs": profile.head_epochs, "patience": 10, "lr": HEADS["projection"][1]}
+    history = fit(model, train, dev, seed=seed, **settings)
     model.history = history
     if history.interrupted:
         print(f"The training of seed {seed} was interrupted: its heads are not kept.")
@@ -212,6 +213,16 @@ def save_results(
     path = Path(profile.results, f"{notebook}.json")
     atomic_write(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def study(profile: Profile) -> dict:
+    """What `make study` has measured of a profile, without rows where it never ran."""
+    for folder in (profile.results, ROOT / "data" / "results"):
+        path = Path(folder, "study.json")
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        if content.get("profile") == profile.name:
+            return content
+    return {"metrics": {}, "rows": [], "alphas": {}}
 
 
 def over_seeds(

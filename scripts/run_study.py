@@ -87,7 +87,8 @@ def trained(profile: Profile, name: str, seed: int, share: float = 1) -> tuple[C
         model, meta = load_model(folder, *towers)
         return model, meta["history"]
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
-    train = load_or_build.first(train, round(share * len(train)))
+    if share < 1:
+        train = load_or_build.first(train, round(share * len(train)))
     if name in HEADS:
         model = load_or_build.fresh_heads(profile, name, seed)
     else:
