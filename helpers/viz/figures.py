@@ -106,7 +106,7 @@ def similarity_matrix(images, captions, similarity, title="") -> Figure:
     numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 9}, "linewidths": 1}
     scale = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "cbar_kws": {"label": "cosine"}}
     sns.heatmap(similarity, ax=axes, xticklabels=False, **numbers, **scale)
-    names = [wrap(caption, 44, 2) for caption in captions]
+    names = [wrap(caption, 44, 4) for caption in captions]
     axes.set_yticks(np.arange(rows) + 0.5, names, rotation=0, fontsize=8.5)
     for column, image in enumerate(images):
         above = (column + 0.04) / columns, 1.01, 0.92 / columns, 1.2 / rows
