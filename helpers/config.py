@@ -6,16 +6,22 @@ small GPU, `coco` is the full COCO 2017.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import random
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from helpers.storage.caption_tables import read_table
+
 ROOT = Path(__file__).resolve().parent.parent
+# What little data is trained for at least; a small epoch is a step or two.
+HEAD_STEPS, TUNE_STEPS = 600, 100
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class Profile:
     alpha: float = 0.3  # share of the tuned weights in the averaged model
     seed: int = 0
     seeds: int = 3  # a trained number is the mean over this many seeds
+    # Of a reader's own data: a folder or caption file, the columns where they are called otherwise
+    # than usual, and whether what is wrong there is left out.
+    source: Path | None = None
+    columns: str = ""
+    skip_faults: bool = False
 
     @property
     def cache(self) -> Path:
@@ -69,7 +80,8 @@ class Profile:
     def results(self) -> Path:
         """Where notebooks write `<nn>.json`. Only mini's are committed; CLIP_RESULTS overrides."""
         folder = ROOT / "data" / "results"
-        folder = folder if self.name == "mini" else folder / self.name
+        if self != all_profiles()["mini"]:
+            folder = folder / self.name
         return Path(os.environ.get("CLIP_RESULTS") or folder)
 
 
@@ -95,10 +107,15 @@ def all_profiles() -> dict[str, Profile]:
     return {row.name: row for row in rows}
 
 
-def get_profile(name: str | None = None) -> Profile:
+def get_profile(
+    name: str | None = None, data: str = "", columns: str = "", skip_faults: bool = False
+) -> Profile:
     """The profile called `name` ("mini" if None), or the one that CLIP_PROFILE names.
 
-    Raises ValueError for a name that does not exist.
+    data: a folder of pictures with captions, or a caption file, in place of the profile's own;
+    columns: "picture,caption", what the columns are called; skip_faults: what is wrong there is
+    left out. CLIP_DATA, CLIP_COLUMNS and CLIP_SKIP_FAULTS override these. Raises ValueError for a
+    name that does not exist, and what `read_table` raises.
     """
     profiles, variable = all_profiles(), os.environ.get("CLIP_PROFILE")
     name = variable or name or "mini"
@@ -107,7 +124,29 @@ def get_profile(name: str | None = None) -> Profile:
         raise ValueError(
             f"{source} is {name!r}, which is no profile. Choose one of: {', '.join(profiles)}."
         )
-    return profiles[name]
+    data = os.environ.get("CLIP_DATA") or data
+    if not data:
+        return profiles[name]
+    columns = os.environ.get("CLIP_COLUMNS") or columns
+    skip_faults = bool(os.environ.get("CLIP_SKIP_FAULTS")) or skip_faults
+    return on_own_data(profiles[name], Path(data).expanduser().resolve(), columns, skip_faults)
+
+
+def on_own_data(profile: Profile, source: Path, columns: str, skip_faults: bool) -> Profile:
+    """The profile with a reader's data in place of its own, and as many steps on them."""
+    digest = hashlib.sha256(str(source).encode()).hexdigest()[:6]
+    name = f"{profile.name}-{re.sub(r'[^A-Za-z0-9]+', '-', source.stem)}-{digest}"
+    count = read_table(source, columns)[0]["path"].nunique()
+    steps = max(1, count // 512), max(1, count // profile.batch_size)  # of an epoch
+    sizes = {f"{split}_images": None for split in ("train", "dev", "val")}
+    folders = {f"{split}_folder": split for split in ("train", "dev", "val")}
+    epochs = {
+        "head_epochs": max(profile.head_epochs, HEAD_STEPS // steps[0]),
+        "tune_epochs": max(profile.tune_epochs, TUNE_STEPS // steps[1]),
+    }
+    own = {"source": source, "columns": columns, "skip_faults": skip_faults}
+    data = ROOT / "data" / "cache" / name / "data"
+    return replace(profile, name=name, data=data, **sizes, **folders, **epochs, **own)
 
 
 def pick_device() -> torch.device:

@@ -6,8 +6,10 @@ Every function says what it does when it takes longer than a moment, and does no
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,10 +21,11 @@ from safetensors.torch import load_file, save
 from helpers.config import ROOT, Profile, machine, pick_device
 from helpers.data import CaptionedImages, Examples, load_split
 from helpers.encoders import ImageTower, TextTower, load_towers
-from helpers.features import Embeddings, extract_embeddings
+from helpers.features import Embeddings, embed_images, embed_texts, extract_embeddings
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, save_heads
+from helpers.storage import own_data
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.download import download
 from helpers.storage.files import atomic_write
@@ -53,9 +56,29 @@ def data(profile: Profile, split: str) -> CaptionedImages:
             print("First the images are drawn, then their features are extracted, where they are "
                   "needed: once,\nwith profile mini about seven minutes on two cores.")  # fmt: skip
         render.render(profile)
+    elif profile.source:
+        if own_data.prepare(profile, lambda: towers(profile)[1]):
+            announce(profile)
     else:
         download(profile)
     return load_split(profile, split)
+
+
+def announce(profile: Profile) -> None:
+    """Says how a reader's pictures are split, and how long their features will take."""
+    splits = {split: load_split(profile, split) for split in ("train", "dev", "val")}
+    sizes = ", ".join(f"{len(images)} {split}" for split, images in splits.items())
+    print(f"{profile.source.name}: {sizes}.")
+    if profile.image_model == "assets/tiny-vit":
+        print("tiny-vit has seen drawings and nothing else. For photographs choose the profile "
+              "coco-val,\nwhose towers are a ViT-B/16 and BERT-base.")  # fmt: skip
+    few = splits["train"].subset(splits["train"].image_ids[:32])
+    began = time.perf_counter()
+    embed_images(towers(profile)[0], few)
+    embed_texts(towers(profile)[1], few.all_captions()[0])
+    count = sum(map(len, splits.values()))
+    minutes = (time.perf_counter() - began) / len(few) * count / 60
+    print(f"By one timed batch, extracting their features takes {minutes:.1f} minutes here, once.")
 
 
 def gallery(profile: Profile, count: int) -> tuple[list[Image.Image], list[str]]:
@@ -121,23 +144,22 @@ def for_batches_of(model: CLIP, batch_size: int) -> CLIP:
 def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> CLIP:
     """The towers with projection heads trained over them, in evaluation mode on the best device.
 
-    They are kept in `profile.trained`, and trained where they are missing, were made for other
-    towers, or with `rebuild`. `.history` holds the rows of their training. Heads whose training was
+    They are kept in `profile.trained`, and trained where they are missing, were made of something
+    else, or with `rebuild`. `.history` holds the rows of their training. Heads whose training was
     interrupted are not kept: `rebuild` returns them as they are, else it is a KeyboardInterrupt.
     """
     seed = profile.seed if seed is None else seed
-    pair = towers(profile)
-    made_for = dict(zip(("image_tower", "text_tower"), map(weights_digest, pair)))
-    folder = Path(profile.trained, "heads", f"seed-{seed}")
+    made = made_of(profile)
+    folder = beside(profile, Path("heads", f"seed-{seed}"), made)
     if not rebuild and (folder / "heads.json").is_file():
-        model, meta = load_heads(folder, *pair)
-        if made_for.items() <= meta.items():
-            model.history = History(meta["history"])
-            return model.to(pick_device())
+        model, meta = load_heads(folder, *towers(profile))
+        model.history = History(meta["history"])
+        return model.to(pick_device())
     print(f"Training projection heads, seed {seed}: once, then they are loaded.")
     train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
     model = fresh_heads(profile, "projection", seed)
-    settings = {"epochs": profile.head_epochs, "patience": 10, "lr": HEADS["projection"][1]}
+    settings = {"epochs": profile.head_epochs, "patience": max(10, profile.head_epochs // 10)}
+    settings["lr"] = HEADS["projection"][1]
     history = fit(model, train, dev, seed=seed, **settings)
     model.history = history
     if history.interrupted:
@@ -148,8 +170,32 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     best = min(history, key=lambda row: row["dev_loss"])
     rows = [{k: v for k, v in row.items() if k not in UNSTEADY} for row in history]
     run_info = {"profile": profile.name, "seed": seed, "epoch": best["epoch"], "history": rows}
-    save_heads(model, folder, made_for | run_info)
+    save_heads(model, folder, made | run_info)
     return model.eval()
+
+
+def made_of(profile: Profile, tuned: bool = False) -> dict[str, str]:
+    """Digests of all that a profile's heads, or its tuned model, come from, besides the seed."""
+    if profile.rendered:
+        source = [render.edition(profile)]
+    else:
+        source = [data(profile, split).fingerprint() for split in ("train", "dev")]
+    recipe = [profile.embed_dim, profile.max_length, profile.head_epochs, HEADS_BATCH]
+    recipe += [HEADS["projection"], tuning(profile) if tuned else None]
+    made = dict(zip(("image_tower", "text_tower"), map(weights_digest, towers(profile))))
+    return made | {"data": digest(source), "recipe": digest(recipe)}
+
+
+def digest(content) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def beside(profile: Profile, name: Path, made: dict) -> Path:
+    """Where the model of this name is kept that is made of this; what is there stays there."""
+    folder = Path(profile.trained, name)
+    if (folder / "heads.json").is_file() and not made.items() <= load_heads(folder)[1].items():
+        return Path(profile.cache, f"made-of-{digest(made)[:12]}", name)
+    return folder
 
 
 def save_finetuned(profile: Profile, model: CLIP, run_info: dict) -> Path:
@@ -163,26 +209,26 @@ def save_finetuned(profile: Profile, model: CLIP, run_info: dict) -> Path:
         for name, weight in getattr(model, side).state_dict().items():
             if not weight.cpu().equal(tower.state_dict()[name].cpu()):
                 changed[f"{side}.{name}"] = weight.cpu().half()
-    folder = Path(profile.trained, "finetuned")
-    digests = {side: weights_digest(tower) for side, tower in before.items()}
+    made = made_of(profile, tuned=True)
+    folder = beside(profile, Path("finetuned"), made)
     atomic_write(folder / "towers.safetensors", save(changed))
-    save_heads(model, folder, digests | run_info)
+    save_heads(model, folder, made | run_info)
     return folder
 
 
 def finetuned(profile: Profile) -> CLIP | None:
     """The fine-tuned model in `profile.trained`, evaluating on the best device; None without one.
 
-    None, too, where it was tuned from other towers than the profile's.
+    None, too, where it was made of other data, towers or settings than the profile's.
     """
-    folder = Path(profile.trained, "finetuned")
+    made = made_of(profile, tuned=True)
+    folder = beside(profile, Path("finetuned"), made)
     if not (folder / "heads.json").is_file():
+        if Path(profile.trained, "finetuned").is_dir():
+            print("The tuned model that is there was made of other data, towers or settings: left "
+                  "aside.\npython -m scripts.train makes one.")  # fmt: skip
         return None
-    pair = towers(profile)
-    model, meta = load_heads(folder, *copy.deepcopy(pair))
-    if [meta["image_tower"], meta["text_tower"]] != list(map(weights_digest, pair)):
-        print(f"{folder} was tuned from other towers: left aside.")
-        return None
+    model, _ = load_heads(folder, *copy.deepcopy(towers(profile)))
     model.load_state_dict(load_file(folder / "towers.safetensors"), strict=False)
     return model.to(pick_device())
 

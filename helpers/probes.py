@@ -85,6 +85,13 @@ class Instances:
         return self.coco.imgs[image_id]["width"], self.coco.imgs[image_id]["height"]
 
 
+def load_instances(profile, split: str = "val") -> Instances | None:
+    """The labels, boxes and masks of a split; None where its data has none."""
+    file = f"instances_{getattr(profile, f'{split}_folder')}.json"
+    known = Path(profile.data, "annotations", file).is_file()
+    return Instances(profile.data, file) if known else None
+
+
 @dataclass
 class LabelledImages:
     """Images of one object each; `names[labels[i]]` says which."""
@@ -105,10 +112,13 @@ class LabelledImages:
 
 
 def load_probes(profile, split: str = "val") -> dict[str, LabelledImages]:
-    """Single objects to classify, for "val" or "dev": MiniCOCO's sets; of COCO "known", cut out."""
+    """Single objects to classify, for "val" or "dev": MiniCOCO's sets; of COCO "known", cut out.
+
+    {} where nothing says what the images show.
+    """
     root = profile.data / ("probes" if split == "val" else f"probes_{split}")
     if not root.is_dir():
-        return {"known": object_crops(profile, split)}
+        return {"known": object_crops(profile, split)} if load_instances(profile, split) else {}
     probes = {}
     for name in TASKS:
         if not (root / name).is_dir():
@@ -125,8 +135,7 @@ def load_probes(profile, split: str = "val") -> dict[str, LabelledImages]:
 
 def object_crops(profile, split: str = "val", limit: int = 1000) -> LabelledImages:
     """Squares around the one object that covers a tenth of an image or more, if they fit in."""
-    images = load_split(profile, split)
-    instances = Instances(profile.data, f"instances_{images.folder}.json")
+    images, instances = load_split(profile, split), load_instances(profile, split)
     paths, labels, crop_boxes = [], [], []
     for i, image_id in enumerate(images.image_ids):
         if image_id not in instances.coco.imgs or len(paths) == limit:
@@ -247,12 +256,13 @@ def evaluate(profile, model: CLIP, split: str = "val") -> dict[str, dict]:
             metrics[f"{TASKS[name]}/{top}"] = row
         hits = result["predictions"] == torch.as_tensor(labels)
         metrics[f"{TASKS[name]}/top1"]["hits"] = packed(hits)
-    instances = Instances(profile.data, f"instances_{images.folder}.json")
-    labels = instances.labels(images.image_ids)
-    scores = embeds[0] @ evaluation.class_embeds(text_vectors, instances.names).T
-    precision = mean_average_precision(scores, labels)
-    chance = average_precision_chance(labels)
-    metrics["classification/map"] = {"value": precision, "chance": chance}
+    instances = load_instances(profile, split)
+    if instances:
+        labels = instances.labels(images.image_ids)
+        scores = embeds[0] @ evaluation.class_embeds(text_vectors, instances.names).T
+        precision = mean_average_precision(scores, labels)
+        chance = average_precision_chance(labels)
+        metrics["classification/map"] = {"value": precision, "chance": chance}
     triples = load_compositional(profile).values() if split == "val" else ()
     if triples:
         parts = [(image_vectors(p), text_vectors(true), text_vectors(foils))

@@ -1,5 +1,7 @@
 #@title Set-up: run me first
 PROFILE = "mini"  #@param ["mini", "coco-val", "coco"]
+DATA = ""  #@param {type: "string"}
+# DATA: a folder of pictures with captions, or a caption file; empty: the profile's own
 
 import os
 import subprocess
@@ -27,6 +29,6 @@ from helpers.viz import figures
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 figures.style()
-profile, device = get_profile(PROFILE), pick_device()
+profile, device = get_profile(PROFILE, DATA), pick_device()
 seed_everything(profile.seed)
 print(f"profile {profile.name} · device {device} · PyTorch {torch.__version__}")

@@ -116,7 +116,8 @@ def write_page(profile: Profile, path: Path, count: int = 12) -> Path:
     images = load_or_build.data(profile, "val")
     captions = [list(dict.fromkeys(images.captions(i)))[:3] for i in range(count)]
     drawings = "Pictures made from OpenMoji's drawings, CC BY-SA 4.0."
-    credit = drawings if profile.rendered else "Pictures: COCO 2017."
+    source = profile.source.name if profile.source else "COCO 2017"
+    credit = drawings if profile.rendered else f"Pictures: {source}."
     atomic_write(path, page(model, [images.image(i) for i in range(count)], captions, credit))
     return path
 

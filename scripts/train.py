@@ -26,6 +26,9 @@ def arguments(argv):
     parser = argparse.ArgumentParser("python -m scripts.train", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--profile", help="smoke, mini, coco-val or coco (default: mini)")
+    add("--data", default="", help="your own folder of pictures with captions, or caption file")
+    add("--columns", default="", help="what its columns are called, as in photo,comment")
+    add("--skip-faults", action="store_true", help="leave out what is wrong there")
     add("--loss", choices=("clip", "siglip"), default="clip")
     add("--tune", choices=("both", "image", "text", "heads"), default="both")
     add("--epochs", type=int, help="of fine-tuning; the profile says how many by default")
@@ -62,7 +65,7 @@ def finished(history):
 
 def main(argv=None):
     args = arguments(argv)
-    profile = get_profile(args.profile)
+    profile = get_profile(args.profile, args.data, args.columns, args.skip_faults)
     seed = profile.seed if args.seed is None else args.seed
     output = args.output or profile.cache / f"{args.loss}-{args.tune}-{seed}"
     train, dev = load_examples(profile)
@@ -91,6 +94,9 @@ def main(argv=None):
             meta["alpha"] = profile.alpha if args.alpha is None else args.alpha
             model = average_weights(before, model, meta["alpha"])
         save_model(model.cpu(), output / "model", meta, parts)
+        usual = args.loss == "clip" and load_or_build.tuning(profile).items() <= settings.items()
+        if usual and load_or_build.finetuned(profile) is None:
+            load_or_build.save_finetuned(profile, model, meta)  # where notebooks look for it
         atomic_write(output / "history.json", json.dumps(histories, indent=1))
         print(f"The model is in {output / 'model'}, its history beside it.")
     # The group's threads must end before Python does; what fit has left in cycles holds the group.

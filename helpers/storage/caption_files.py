@@ -66,5 +66,6 @@ def refuse_unknown_words(tower, texts: list[str]) -> None:
         raise ValueError(
             f"The text tower's vocabulary of {len(tower.tokenizer):,} lacks {share:.0%} of the "
             f"captions' words, as in {examples}: is its vocab.txt or tokenizer.json missing or "
-            "another model's, or are the captions in another language?"
+            "another model's? For captions in another language name a multilingual text tower in "
+            "CLIP_TEXT_MODEL, such as google-bert/bert-base-multilingual-uncased."
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
 from helpers.config import worker_threads
 from helpers.storage.download import WHERE
@@ -63,6 +65,21 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     # The pixels are upright: an orientation left in here would turn them once more.
     image.info = {}
     return image
+
+
+def broken(paths) -> set:
+    """Those of the files that hold no whole image: each is decoded, in several threads."""
+
+    def fails(path):
+        try:
+            open_image(path)
+        except OSError:
+            return True
+        return False
+
+    looks = {"desc": "checking pictures", "total": len(paths), "file": sys.stdout, "delay": 2}
+    failed = tqdm(prefetch(fails, paths), **looks)
+    return {path for path, wrong in zip(paths, failed, strict=True) if wrong}
 
 
 def shown(image: Image.Image) -> Image.Image:

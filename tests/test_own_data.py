@@ -1,0 +1,175 @@
+"""A reader's own pictures: every way to write captions down, and all that can be wrong there."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import config, load_or_build
+from helpers.config import all_profiles, get_profile
+from helpers.data import load_split
+from helpers.storage import own_data
+from helpers.storage.caption_tables import read_table
+
+WORDS = "dog cat bus tree boat lamp kite cup pear chair".split()
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The course's folder, so that nothing is written into the real one."""
+    monkeypatch.setattr(config, "ROOT", tmp_path / "course")
+    for name in ("CLIP_DATA", "CLIP_COLUMNS", "CLIP_SKIP_FAULTS", "CLIP_PROFILE", "CLIP_RESULTS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "photos"
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **({"format": "JPEG"} if path.suffix == ".JPG" else {}))
+
+
+def caption(i):
+    return f"a {WORDS[i % 10]}, a {WORDS[i // 10]} and an old tree"
+
+
+def write_pictures(root, count=60):
+    """Pictures in the folder and in a sub-folder, of several kinds."""
+    kinds = [".jpg", ".JPG", ".png", ".webp", ".tiff"]
+    names = [("more/" if i % 7 == 0 else "") + f"img_{i}{kinds[i % 5]}" for i in range(count)]
+    for i, name in enumerate(names):
+        picture(root / name, seed=i)
+    return names
+
+
+def write_table(root, names, kind, encoding="utf-8"):
+    rows = [(name, caption(i)) for i, name in enumerate(names)]
+    if kind == "txt":
+        for name, text in rows:
+            (root / name).with_suffix(".txt").write_text(text, encoding)
+        return root
+    file = root / f"captions.{kind}"
+    if kind == "json":  # COCO's, with ids that are strings
+        images = [{"id": name.split(".")[0], "file_name": name} for name in names]
+        notes = [{"id": i, "image_id": name.split(".")[0], "caption": text}
+                 for i, (name, text) in enumerate(rows)]  # fmt: skip
+        text = json.dumps({"images": images, "annotations": notes})
+    elif kind == "jsonl":
+        text = "\n".join(json.dumps({"path": name, "text": text}) for name, text in rows)
+    else:
+        lines = [("FileName", "Title"), *rows]
+        between = {"csv": '"{}","{}"', "tsv": "{}\t{}"}[kind]
+        text = "\n".join(between.format(*row) for row in lines)
+    file.write_text(text, encoding)
+    return file
+
+
+def splits_of(profile):
+    own_data.prepare(profile, lambda: load_or_build.towers(get_profile("smoke"))[1])
+    return {split: load_split(profile, split) for split in ("train", "dev", "val")}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "txt"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_way_to_write_captions_down_gives_the_same_splits(root, kind, encoding, capsys):
+    file = write_table(root, write_pictures(root), kind, encoding)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    profile = get_profile("smoke", data=str(file))
+    splits = splits_of(profile)
+    assert {name: len(images) for name, images in splits.items()} == dict(train=40, dev=8, val=12)
+    found = {}
+    for images in splits.values():
+        for i in range(len(images)):
+            assert images.image(i).size == (24, 20)
+            found[int(images.path(i).stem.split("_")[1])] = images.captions(i)
+    assert found == {i: [caption(i)] for i in range(60)}
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert profile.data.is_relative_to(config.ROOT) and "photos" in profile.name + str(file)
+    again = get_profile("smoke", data=str(root))
+    assert [images.captions(0) for images in splits_of(again).values()] == [
+        images.captions(0) for images in splits.values()
+    ]
+
+
+def test_all_that_is_wrong_is_said_at_once_with_counts_and_the_first_three(root, capsys):
+    names = write_pictures(root)
+    for i in range(5):
+        (root / names[10 + i]).write_bytes((root / names[10 + i]).read_bytes()[:200])
+        picture(root / f"bare_{i}.png")
+    rows = [f'{name},"{"" if i in (20, 21) else caption(i)}"' for i, name in enumerate(names)]
+    rows += ["gone.jpg,a dog", "lost.jpg,a cat", "img_3.webp,"]
+    (root / "captions.csv").write_text("\n".join(["image,comment", *rows]))
+    with pytest.raises(ValueError, match=r"columns image, comment.*caption or text or title.*COLU"):
+        get_profile("mini", data=str(root))
+    profile = get_profile("smoke", data=str(root), columns="image,comment")
+    with pytest.raises(ValueError) as error:
+        splits_of(profile)
+    _, *lines, fix = str(error.value).splitlines()
+    assert lines == [
+        "pictures without caption: 5 (bare_0.png, bare_1.png, bare_2.png and 2 more)",
+        "captions without picture: 2 (gone.jpg, lost.jpg)",
+        f"broken pictures: 5 ({', '.join(sorted(n[-10:] for n in names[10:13]))} and 2 more)",
+        "empty captions: 3 (img_20.jpg, more/img_21.JPG, img_3.webp)",
+    ]
+    assert "skip_faults=True" in fix and not profile.data.exists()
+    profile = get_profile("smoke", str(root), "image,comment", skip_faults=True)
+    assert sum(map(len, splits_of(profile).values())) == 53
+    assert capsys.readouterr().out.count("Left out: ") == 4
+
+
+def test_what_cannot_be_captions_is_refused_with_what_is_accepted(root, tmp_path):
+    for path, sentence in [("nowhere", "does not exist"), ("photos/a.jpg", "cannot be read")]:
+        root.mkdir(exist_ok=True)
+        (root / "a.jpg").write_bytes(b"not a table")
+        with pytest.raises((ValueError, FileNotFoundError), match=f"{sentence}.*CSV, TSV or JSONL"):
+            get_profile("mini", data=str(tmp_path / path))
+    write_pictures(root, count=39)
+    (root / "a.jpg").unlink()
+    write_table(root, [p.name for p in sorted(root.glob("img*"))], "csv")
+    with pytest.raises(ValueError, match=r"33 pictures can be used; the course needs 40"):
+        splits_of(get_profile("smoke", str(root), skip_faults=True))
+    (root / "more.csv").write_text("image,caption\na.jpg,a dog, running\n")
+    with pytest.raises(ValueError, match="more.csv cannot be read.*row 2 has too many cells"):
+        get_profile("mini", data=str(root / "more.csv"))
+    with pytest.raises(ValueError, match=r"several tables, captions.csv, more.csv"):
+        get_profile("mini", data=str(root))
+
+
+def test_captions_in_another_language_name_a_multilingual_tower(root):
+    names = write_pictures(root)
+    rows = [f"{name},犬が走る {i} 猫" for i, name in enumerate(names)]
+    (root / "captions.csv").write_text("\n".join(["image,caption", *rows]), "utf-8")
+    with pytest.raises(ValueError, match="lacks .*multilingual text tower in CLIP_TEXT_MODEL"):
+        splits_of(get_profile("smoke", data=str(root)))
+
+
+def test_twins_stay_together_and_a_column_split_is_followed(root):
+    names = write_pictures(root)
+    for i in range(8):
+        (root / f"twin_{i}.jpg").write_bytes((root / names[5 * i]).read_bytes())
+    names += [f"twin_{i}.jpg" for i in range(8)]
+    said = ["test" if i < 20 else "val" if i < 30 else "train" for i in range(len(names))]
+    rows = [f'{name},"{caption(i)}",{said[i]}' for i, name in enumerate(names)]
+    (root / "c.csv").write_text("\n".join(["image,caption,split", *rows]))
+    table, _ = read_table(root)
+    splits = own_data.dealt(dict(zip(table["path"], table["split"])))
+    split_of = {path.name: split for split, paths in splits.items() for path in paths}
+    for i in range(8):
+        assert split_of[f"twin_{i}.jpg"] == split_of[names[5 * i].split("/")[-1]]
+    assert len(splits["val"]) == 20 + 4 and len(splits["dev"]) == 10 + 2
+    drawn = own_data.dealt(dict.fromkeys(table["path"], ""))
+    assert {split: len(paths) for split, paths in drawn.items()}["val"] in (13, 14)
+
+
+def test_the_profile_is_one_like_any_other_beside_the_courses(root, monkeypatch):
+    write_table(root, write_pictures(root), "csv")
+    profile = get_profile("mini", data=str(root))
+    monkeypatch.setenv("CLIP_DATA", str(root))
+    assert get_profile("mini") == profile and not profile.rendered
+    monkeypatch.delenv("CLIP_DATA")
+    for folder in (profile.cache, profile.data, profile.trained, profile.results):
+        assert profile.name in folder.parts and profile.name.startswith("mini-photos-")
+    assert profile.head_epochs == 600 and profile.tune_epochs == 100
+    assert all_profiles()["mini"].head_epochs == 20
+    assert get_profile("mini", str(root / "captions.csv")).name != profile.name
