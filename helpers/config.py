@@ -58,6 +58,8 @@ class Profile:
     source: Path | None = None
     columns: str = ""
     skip_faults: bool = False
+    # Most captions belong to several images: equal ones are positives of each other.
+    shared_captions: bool = False
 
     @property
     def cache(self) -> Path:
@@ -136,7 +138,9 @@ def on_own_data(profile: Profile, source: Path, columns: str, skip_faults: bool)
     """The profile with a reader's data in place of its own, and as many steps on them."""
     digest = hashlib.sha256(str(source).encode()).hexdigest()[:6]
     name = f"{profile.name}-{re.sub(r'[^A-Za-z0-9]+', '-', source.stem)}-{digest}"
-    count = read_table(source, columns)[0]["path"].nunique()
+    table, _ = read_table(source, columns)
+    count = table["path"].nunique()
+    captions = table.drop_duplicates(["image", "caption"])["caption"]
     steps = max(1, count // 512), max(1, count // profile.batch_size)  # of an epoch
     sizes = {f"{split}_images": None for split in ("train", "dev", "val")}
     folders = {f"{split}_folder": split for split in ("train", "dev", "val")}
@@ -145,6 +149,7 @@ def on_own_data(profile: Profile, source: Path, columns: str, skip_faults: bool)
         "tune_epochs": max(profile.tune_epochs, TUNE_STEPS // steps[1]),
     }
     own = {"source": source, "columns": columns, "skip_faults": skip_faults}
+    own["shared_captions"] = bool(captions.duplicated(keep=False).mean() > 0.5)
     data = ROOT / "data" / "cache" / name / "data"
     return replace(profile, name=name, data=data, **sizes, **folders, **epochs, **own)
 

@@ -70,6 +70,8 @@ class CaptionedImages:
     each. Raises FileNotFoundError or ValueError for a captions file that is missing or wrong.
     """
 
+    shared_captions = False  # whether equal captions are positives of each other
+
     def __init__(self, root, folder: str = "val2017"):
         self.root, self.folder = Path(root), folder
         self.annotation_file = self.root / "annotations" / f"captions_{folder}.json"
@@ -151,6 +153,7 @@ def load_split(profile, split: str) -> CaptionedImages:
     sizes = {name: getattr(profile, f"{name}_images") for name in names}
     folders = {name: getattr(profile, f"{name}_folder") for name in names}
     images = CaptionedImages(profile.data, folders[split])
+    images.shared_captions = profile.shared_captions
     left = images.image_ids[np.argsort(splitmix64(SPLIT, images.image_ids))]
     for name, size in sizes.items():
         if folders[name] == folders[split]:
@@ -167,7 +170,8 @@ class Examples:
 
     images: CaptionedImages, or None; embeds: Embeddings of the same images, or None. At least one
     of the two. `owner` [M]: each caption's image. Embeddings list captions in any order:
-    rows[starts[i]], … of them, counts[i] in all, are those of image i.
+    rows[starts[i]], … of them, counts[i] in all, are those of image i. `positives` [M]: captions
+    with one number are positives of each other; usually those of one image.
     """
 
     def __init__(self, images=None, embeds=None):
@@ -184,6 +188,10 @@ class Examples:
         if not self.counts.all():
             bare = self.image_ids[self.counts.argmin()]
             raise ValueError(f"image {bare} has no caption: leave such images out")
+        self.positives = self.image_ids[self.owner]
+        if source.shared_captions:
+            texts = embeds.captions if images is None else images.all_captions()[0]
+            self.positives = np.unique(texts, return_inverse=True)[1]
         self.rows = np.argsort(self.owner, kind="stable")
         self.starts = self.counts.cumsum() - self.counts
 
@@ -207,7 +215,8 @@ class Examples:
         # Images are read ahead, nothing else is worth it.
         with closing(prefetch(crops, batches if "image" in raw else [])) as loaded:
             for batch in batches:
-                result = {"image_ids": torch.as_tensor(self.image_ids[batch])}  # [B]
+                rows = self.rows[self.starts[batch] + picks[batch]]
+                result = {"image_ids": torch.as_tensor(self.positives[rows])}  # [B]
                 if "image" in raw:
                     result["pixel_values"] = next(loaded)  # [B, 3, S, S] uint8
                 else:
@@ -216,7 +225,6 @@ class Examples:
                     texts = [self.images.captions(i)[picks[i]] for i in batch]
                     result |= model.text_tower.tokenize(texts)  # [B, T] each
                 else:
-                    rows = self.rows[self.starts[batch] + picks[batch]]
                     result["text_features"] = self.embeds.text_embeds[rows].float()  # [B, D]
                 yield result
 

@@ -40,6 +40,7 @@ class Embeddings:
     owner: Tensor  # int64 [M]: caption m describes image owner[m], an index into the N images
     image_ids: Tensor  # int64 [N]
     captions: list[str]  # [M]
+    shared_captions: bool = False
 
 
 def extract_embeddings(
@@ -65,7 +66,8 @@ def extract_embeddings(
         image_embeds = _embed(_image_batches, image_tower, dataset, folder=image_folder, **sizes)
         text_embeds = _embed(_text_batches, text_tower, texts, folder=text_folder, **sizes)[rows]
     owner, image_ids = torch.as_tensor(owner), torch.as_tensor(image_ids)
-    return Embeddings(image_embeds, text_embeds, owner, image_ids, captions)
+    shared = dataset.shared_captions
+    return Embeddings(image_embeds, text_embeds, owner, image_ids, captions, shared)
 
 
 def embed_images(tower, images, batch_size=128, progress=False) -> Tensor:

@@ -69,6 +69,9 @@ def announce(profile: Profile) -> None:
     splits = {split: load_split(profile, split) for split in ("train", "dev", "val")}
     sizes = ", ".join(f"{len(images)} {split}" for split, images in splits.items())
     print(f"{profile.source.name}: {sizes}.")
+    if profile.shared_captions:
+        print("Most captions belong to several pictures. In training, equal ones are positives of "
+              "each other;\nin dev and val no two pictures share one.")  # fmt: skip
     if profile.image_model == "assets/tiny-vit":
         print("tiny-vit has seen drawings and nothing else. For photographs choose the profile "
               "coco-val,\nwhose towers are a ViT-B/16 and BERT-base.")  # fmt: skip
@@ -124,7 +127,8 @@ def first(part: Examples, count: int) -> Examples:
     rows = (known.owner < count).nonzero().flatten()
     captions = [known.captions[row] for row in rows.tolist()]
     features = known.image_embeds[:count], known.text_embeds[rows], known.owner[rows]
-    return Examples(images, Embeddings(*features, images.image_ids, captions))
+    features = *features, images.image_ids, captions, known.shared_captions
+    return Examples(images, Embeddings(*features))
 
 
 def fresh_heads(profile: Profile, name: str, seed: int) -> CLIP:

@@ -1,11 +1,13 @@
 """Load or build: results files, means over seeds, the gallery, heads and when they are rebuilt."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from helpers import load_or_build
+from helpers.config import ROOT, get_profile
 from helpers.training import History
 
 
@@ -54,6 +56,31 @@ def test_heads_are_trained_once_and_again_for_other_towers(smoke, monkeypatch, c
     monkeypatch.setattr(load_or_build, "weights_digest", lambda tower: "another tower")
     load_or_build.heads(smoke)
     assert len(trainings) == 3 and list(load_or_build.models(smoke)) == ["projection"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"embed_dim": 32}, {"head_epochs": 2}, {"seed": 3}, {"train_images": 40}]
+)
+def test_models_made_of_something_else_stay_where_they_are_and_are_not_used(smoke, change, capsys):
+    kept = smoke.trained / "heads/seed-0/heads.safetensors"
+    first, before = load_or_build.heads(smoke, seed=0), kept.read_bytes()
+    load_or_build.save_finetuned(smoke, first, {})
+    assert load_or_build.finetuned(smoke) is not None
+    other = dataclasses.replace(smoke, **change, data=smoke.data.with_name("minicoco-other"))
+    model = load_or_build.heads(other, seed=0)
+    assert model.dims["embed_dim"] == other.embed_dim and kept.read_bytes() == before
+    assert len(model.history) == other.head_epochs
+    again = load_or_build.heads(other, seed=0)  # kept beside
+    assert again.logit_scale.equal(model.logit_scale)
+    capsys.readouterr()
+    assert load_or_build.finetuned(other) is None
+    assert "left aside" in (said := capsys.readouterr().out) and "scripts.train" in said
+
+
+def test_a_changed_profile_of_this_name_does_not_write_over_the_committed_results(tmp_path):
+    mini = get_profile("mini")
+    assert mini.results == ROOT / "data/results"
+    assert dataclasses.replace(mini, data=tmp_path).results == ROOT / "data/results/mini"
 
 
 def test_interrupted_heads_are_not_kept(smoke, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers import config, load_or_build
 from helpers.config import all_profiles, get_profile
-from helpers.data import load_split
+from helpers.data import Examples, load_split, visiting_order
 from helpers.storage import own_data
 from helpers.storage.caption_tables import read_table
 
@@ -173,3 +173,22 @@ def test_the_profile_is_one_like_any_other_beside_the_courses(root, monkeypatch)
     assert profile.head_epochs == 600 and profile.tune_epochs == 100
     assert all_profiles()["mini"].head_epochs == 20
     assert get_profile("mini", str(root / "captions.csv")).name != profile.name
+
+
+def test_where_most_captions_are_shared_equal_ones_are_positives_of_each_other(root, capsys):
+    names = write_pictures(root)
+    rows = [f"{name},a {WORDS[i % 10]}" for i, name in enumerate(names)]
+    (root / "c.csv").write_text("\n".join(["image,caption", *rows]))
+    profile = get_profile("smoke", data=str(root))
+    assert profile.shared_captions and not get_profile("smoke").shared_captions
+    train = load_or_build.examples(profile, "train")
+    assert "equal ones are positives" in capsys.readouterr().out
+    for split in ("dev", "val"):  # so that recall has one right answer
+        texts, _ = load_split(profile, split).all_captions()
+        assert len(set(texts)) == len(texts) >= 2
+    for examples in (train, Examples(embeds=train.embeds)):
+        model = load_or_build.fresh_heads(profile, "projection", 0)
+        (batch,) = examples.batches(model, [], 0, 1, len(train), [0])
+        texts = np.array(train.embeds.captions)[visiting_order(0, 1, train.image_ids)]
+        same = batch["image_ids"][:, None] == batch["image_ids"]
+        assert np.array_equal(same, texts[:, None] == texts) and same.sum() > len(texts)

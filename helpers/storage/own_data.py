@@ -37,7 +37,7 @@ def prepare(profile, text_tower) -> bool:
         return False
     good = usable(profile, table, without_caption, text_tower)
     with replace_when_complete(profile.data) as folder:
-        write_splits(folder / "annotations", good)
+        write_splits(folder / "annotations", good, profile.shared_captions)
         (folder / "stamp").write_text(stamp)
     return True
 
@@ -76,12 +76,16 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def write_splits(folder: Path, table) -> None:
-    """COCO's captions files of the table's splits; pictures are numbered by their names."""
+def write_splits(folder: Path, table, distinct: bool) -> None:
+    """COCO's captions files of the table's splits; pictures are numbered by their names.
+
+    distinct: in dev and val no two pictures share a caption.
+    """
     folder.mkdir(parents=True)
     captions = table.groupby("path")["caption"].unique()
     number = {path: i for i, path in enumerate(captions.index, 1)}
-    for split, paths in dealt(table.groupby("path")["split"].first().to_dict()).items():
+    said = table.groupby("path")["split"].first().to_dict()
+    for split, paths in dealt(said, captions if distinct else None).items():
         notes = [(number[path], caption) for path in paths for caption in captions[path]]
         annotations = [
             {"id": i, "image_id": image_id, "caption": caption}
@@ -93,10 +97,11 @@ def write_splits(folder: Path, table) -> None:
         (folder / f"captions_{split}.json").write_text(text, encoding="utf-8")
 
 
-def dealt(said: dict[Path, str]) -> dict[str, list[Path]]:
+def dealt(said: dict[Path, str], captions=None) -> dict[str, list[Path]]:
     """The pictures of each split: as their table says, the others by a hash of the file's name.
 
-    Pictures with equal bytes go to one split.
+    Pictures with equal bytes go to one split. With captions, by path, dev and val are drawn so that
+    no two pictures there share one.
     """
     said = {path: split.lower() for path, split in said.items()}
     names = SPLITS | ({"val": "dev", "validation": "dev"} if "test" in said.values() else {})
@@ -107,8 +112,15 @@ def dealt(said: dict[Path, str]) -> dict[str, list[Path]]:
         pile.append(twins)
     for split, (share, most) in SIZES.items():
         wanted = min(most, max(8, len(said) // share)) if not splits[split] else 0
-        while sum(map(len, splits[split])) < wanted:
-            splits[split].append(left.pop())
+        pool, left, used = left, [], set()
+        for twins in pool:
+            texts = [] if captions is None else [text for path in twins for text in captions[path]]
+            alike = len(set(texts)) < len(texts) or not used.isdisjoint(texts)
+            if alike or sum(map(len, splits[split])) >= wanted:
+                left.append(twins)
+            else:
+                splits[split].append(twins)
+                used.update(texts)
     splits["train"] = left
     return {split: [path for twins in piles for path in twins] for split, piles in splits.items()}
 
