@@ -24,7 +24,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pycocotools import mask as rle
 from tqdm import tqdm
 
@@ -41,7 +40,7 @@ from helpers.minicoco.scenes import (
     scene_of,
 )
 from helpers.minicoco.sprites import CATEGORIES
-from helpers.storage.files import replace_when_complete
+from helpers.storage.files import one_process, replace_when_complete
 
 JSON_FILES = 18  # instances of twelve sets, captions of four, scenes of val, the fingerprint
 FIRST_ID = {"dev2017": 400_001, "val2017": 500_001}  # of the images; 1 in other sets
@@ -64,13 +63,7 @@ def render(profile) -> Path:
     if is_whole(target, sizes, stamp):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_name(f".{target.name}.lock"))  # goes when its process ends
-    try:
-        alone = lock.acquire(timeout=0)
-    except Timeout:
-        print("MiniCOCO is being rendered by another process; waiting for it.")
-        alone = lock.acquire()
-    with alone:
+    with one_process(target.with_name(f".{target.name}.lock"), "rendering MiniCOCO"):
         for rest in target.parent.glob(f".{target.name}.*.tmp"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
         if not is_whole(target, sizes, stamp):

@@ -20,10 +20,10 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers.config import Profile
+from helpers.storage.files import one_process
 
 SITE = "http://images.cocodataset.org/"
 # Path below the site's address, bytes, MD5.
@@ -65,7 +65,7 @@ def download(profile: Profile, delete_zips: bool = False) -> None:
     try:
         if _missing(root, parts):
             root.mkdir(parents=True, exist_ok=True)
-            with _one_process(root):
+            with one_process(root / ".lock", f"fetching COCO 2017 into {root}"):
                 # Another process may have brought it in the meantime.
                 missing = _missing(root, parts)
                 _require_space(root, missing)
@@ -82,16 +82,6 @@ def _missing(root: Path, parts: dict[str, list[str]]) -> dict[str, list[str]]:
     """The files and folders of each archive that are not there."""
     rest = {name: [p for p in paths if not (root / p).exists()] for name, paths in parts.items()}
     return {name: paths for name, paths in rest.items() if paths}
-
-
-def _one_process(root: Path):
-    """A context that one process at a time is in, freed also when that process is killed."""
-    lock = FileLock(root / ".lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another process is fetching COCO 2017 into {root}: waiting for it.")
-        return lock.acquire()
 
 
 def _require_space(root: Path, names) -> None:
