@@ -131,7 +131,7 @@ def number_grids(tables: dict, title="", rows=None, columns=None) -> Figure:
     return figure
 
 
-def training_curves(histories: dict, title="", chance_loss: float | None = None) -> Figure:
+def training_curves(histories: dict, title: str, chance_loss: float) -> Figure:
     """Loss, dev recall and temperature by epoch of named histories (lists of rows of `fit`)."""
     figure, (loss, recall, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
     for color, (name, history) in zip(sns.color_palette(), histories.items()):
@@ -140,9 +140,8 @@ def training_curves(histories: dict, title="", chance_loss: float | None = None)
         loss.plot(epochs, [row["dev_loss"] for row in history], color=color)
         recall.plot(epochs, [row["dev_recall@5"] for row in history], color=color, label=name)
         scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color)
-    if chance_loss is not None:
-        loss.axhline(chance_loss, color=GREY, linestyle=":", label="nothing learned")
-        loss.legend(fontsize=9)
+    loss.axhline(chance_loss, color=GREY, linestyle=":", label="nothing learned")
+    loss.legend(fontsize=9)
     loss.set(title="Contrastive loss (dashed: train)", xlabel="epoch", ylabel="loss (nats)")
     recall.set(title="Recall on dev", xlabel="epoch", ylabel="recall@5, text→image", ylim=(0, 1))
     scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")
