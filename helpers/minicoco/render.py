@@ -97,11 +97,11 @@ def write_splits(folder: Path, sizes: dict[str, int], seed: int) -> None:
         for split, size in sizes.items():
             (folder / split).mkdir(parents=True)
             (folder / split).with_name("annotations").mkdir(exist_ok=True)
-            parts = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
             rows = []
-            for part in pool.map(partial(write_images, split, folder / split, seed), parts):
-                rows += part
-                bar.update(len(part))
+            draw_one = partial(write_image, split, folder, seed)
+            for row in pool.map(draw_one, range(size), chunksize=100):
+                rows.append(row)
+                bar.update()
             write_annotations(folder, split, rows, seed)
 
 
@@ -147,24 +147,24 @@ def captions_of(split: str, index: int, seed: int, scene: Scene) -> list[tuple[s
     return list(captions.items())
 
 
-def write_images(split: str, folder: Path, seed: int, indices: range) -> list[tuple]:
-    """In a worker: draws scenes into `folder`; returns [(image, instances, scene), …]."""
-    rows = []
-    for index in indices:
-        scene = scene_of(split, index, seed)
-        image, masks = draw(scene)
-        image_id = index + FIRST_ID.get(split, 1)
-        entry = {**TABLES["coco"]["image"], "file_name": f"{image_id:012d}.jpg", "id": image_id}
-        image.save(folder / entry["file_name"], quality=85, subsampling=0)
-        instances = []
-        for o, mask in masks:
-            if mask.sum() >= 12:  # fewer: hidden behind another
-                instance = coco_instance(mask, o.category, image_id, len(instances))
-                if split.endswith("novel_combinations"):
-                    instance["colour"] = o.colour
-                instances.append(instance)
-        rows.append((entry, instances, scene))
-    return rows
+def write_image(split: str, folder: Path, seed: int, index: int) -> tuple[dict, list[dict], Scene]:
+    """In a worker: draws a scene into <folder>/<split>; its entries in COCO's files, and the scene.
+
+    The entries are one for the image and one for each object that can be seen.
+    """
+    scene = scene_of(split, index, seed)
+    image, masks = draw(scene)
+    image_id = index + FIRST_ID.get(split, 1)
+    entry = {**TABLES["coco"]["image"], "file_name": f"{image_id:012d}.jpg", "id": image_id}
+    image.save(folder / split / entry["file_name"], quality=85, subsampling=0)
+    instances = []
+    for o, mask in masks:
+        if mask.sum() >= 12:  # fewer: hidden behind another
+            instance = coco_instance(mask, o.category, image_id, len(instances))
+            if split.endswith("novel_combinations"):
+                instance["colour"] = o.colour
+            instances.append(instance)
+    return entry, instances, scene
 
 
 def coco_instance(mask: np.ndarray, category: str, image_id: int, number: int) -> dict:
