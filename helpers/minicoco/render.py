@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from itertools import combinations
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -29,23 +28,13 @@ from tqdm import tqdm
 
 from helpers.minicoco import TABLES
 from helpers.minicoco.backgrounds import SIZE
-from helpers.minicoco.captions import attainable, caption, caption_and_foil, fits
-from helpers.minicoco.scenes import (
-    KINDS,
-    SPLITS,
-    Scene,
-    SceneObject,
-    draw,
-    random_numbers,
-    scene_of,
-)
+from helpers.minicoco.captions import attainable, caption_and_foil, captions_of, fits
+from helpers.minicoco.scenes import SPLITS, Scene, SceneObject, draw, scene_of
 from helpers.minicoco.sprites import CATEGORIES
 from helpers.storage.files import one_process, replace_when_complete
 
 JSON_FILES = 18  # instances of twelve sets, captions of four, scenes of val, the fingerprint
 FIRST_ID = {"dev2017": 400_001, "val2017": 500_001}  # of the images; 1 in other sets
-# Which details the two captions of a train image have, in turn: the mix of the others' five.
-DETAILS = list(combinations(range(5), 2))
 
 
 def render(profile) -> Path:
@@ -132,21 +121,6 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def captions_of(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
-    """The captions of one image with their facts, the most detailed first, no two alike.
-
-    Two where many images are trained on, else five.
-    """
-    rng = random_numbers(split, index, seed, "captions")
-    captions: dict[str, dict] = {}
-    for detail in DETAILS[index % 10] if split == "train2017" else range(5):
-        text, facts = caption(rng, scene, detail)
-        while text in captions:
-            text, facts = caption(rng, scene, detail)
-        captions[text] = facts
-    return list(captions.items())
-
-
 def write_image(split: str, folder: Path, seed: int, index: int) -> tuple[dict, list[dict], Scene]:
     """In a worker: draws a scene into <folder>/<split>; its entries in COCO's files, and the scene.
 
@@ -197,10 +171,7 @@ def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) ->
                 captions.append({**row, "id": len(captions) + 1, "caption": text})
                 caption_facts.append(facts)
         elif split == "probes/compositional":
-            kind = KINDS[index % 2]
-            rng = random_numbers(split, index, seed, "foil")
-            true, foil = caption_and_foil(rng, scene, kind)
-            captions.append({**row, "caption": true, "foil": foil, "kind": kind})
+            captions.append({**row, **caption_and_foil(split, index, seed, scene)})
     coco = TABLES["coco"]
     base = {"info": coco["info"], "licenses": coco["licenses"], "images": [row[0] for row in rows]}
     files = {"instances": {**base, "annotations": instances, "categories": categories}}
