@@ -13,12 +13,9 @@ from helpers.minicoco import TABLES, sprites
 from helpers.minicoco.backgrounds import PLACES, SIZE, TIMES, VARIANTS, background
 from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, FLYING
 
-# (colour, category), for the probes of val and of dev: each half is captioned often, the two never
-# together.
-NOVEL_COMBINATIONS = [tuple(combination) for combination in TABLES["novel_combinations"]]
-NOVEL_COMBINATIONS_DEV = [tuple(combination) for combination in TABLES["novel_combinations_dev"]]
-WITHHELD = set(NOVEL_COMBINATIONS + NOVEL_COMBINATIONS_DEV)
-GROUPS = TABLES["groups"]
+# [colour, category] by the folder of probes: each half is captioned often, the two never together.
+NOVEL_COMBINATIONS = TABLES["novel_combinations"]
+WITHHELD = {tuple(pair) for pairs in NOVEL_COMBINATIONS.values() for pair in pairs}
 SPLITS = ("train2017", "dev2017", "val2017")
 # Of the probes: single objects of these categories, and two objects of these kinds in turn.
 PROBE_CATEGORIES = {
@@ -48,7 +45,7 @@ class SceneObject:
     @property
     def group(self) -> dict:
         """How that many objects share a spot, in units of their size."""
-        return GROUPS[self.count - 1]
+        return TABLES["groups"][self.count - 1]
 
 
 @dataclass
@@ -144,7 +141,7 @@ def scene_of(split: str, index: int, seed: int) -> Scene:
     if probe == "compositional":
         return two_objects(rng, KINDS[index % 2])
     if probe == "novel_combinations":
-        combinations = NOVEL_COMBINATIONS if folder == "probes" else NOVEL_COMBINATIONS_DEV
+        combinations = NOVEL_COMBINATIONS[folder]
         colour, category = combinations[index % len(combinations)]
         return random_scene(rng, [random_object(rng, category, colour=colour)])
     categories = PROBE_CATEGORIES[probe]
