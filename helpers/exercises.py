@@ -7,8 +7,6 @@ and "right" is its result; several "tests" are tried in their order. {"tensor": 
 with the hint for the answers that it fits; what none of them fits is right.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re

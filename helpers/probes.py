@@ -4,8 +4,6 @@
 <root>/probes_dev/ in the same layout.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

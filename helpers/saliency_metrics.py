@@ -4,8 +4,6 @@ A map is [gh, gw], scores of an image's patches; coverage is [gh, gw], the share
 an object covers.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The places of MiniCOCO: a sky or a wall, a ground, and what stands along the horizon."""
 
-from __future__ import annotations
-
 import random
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ A caption is a sentence and its facts: what must be true of an image for the sen
 "place": … or None, "time": … or None}.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from itertools import combinations

@@ -4,8 +4,6 @@
 in the same layout, <folder>/probes/: single objects to classify, and a test of word order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A scene of MiniCOCO: a place, a time, one to four kinds of objects, and its image."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache

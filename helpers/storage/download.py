@@ -6,8 +6,6 @@ A folder has its name only when everything is in it, so a run may be stopped any
 again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

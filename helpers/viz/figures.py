@@ -3,8 +3,6 @@
 Images are blue, texts orange; right is green, wrong is red.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 

@@ -1,7 +1,5 @@
 """The course's widgets, each a function that returns controls around a pure `…(…) -> Figure`."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import matplotlib.pyplot as plt
