@@ -276,21 +276,18 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import torch
 from pathlib import Path
 from tests.test_minicoco import profile, render
 print("once", flush=True)
 render.render(profile(Path(__file__).parent))
-with render.worker_pool() as pool:
-    print(pool.submit(eval, "'torch' in __import__('sys').modules").result())
 """
 
 
-def test_a_script_without_a_main_guard_renders_once_and_its_workers_load_no_torch(tmp_path):
+def test_a_script_without_a_main_guard_renders_once(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     output = finish(tmp_path / "script.py")
     assert (tmp_path / "minicoco/fingerprint.json").exists()
-    assert output.count("once") == 1 and output.endswith("False\n")
+    assert output.count("once") == 1
 
 
 def test_attainable_recall_by_detail(rendered):

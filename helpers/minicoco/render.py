@@ -9,16 +9,10 @@ import json
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from pycocotools import mask as rle
@@ -30,6 +24,7 @@ from helpers.minicoco.captions import attainable, caption_and_foil, captions_of,
 from helpers.minicoco.scenes import SPLITS, Scene, SceneObject, draw, scene_of
 from helpers.minicoco.sprites import CATEGORIES
 from helpers.storage.files import one_process, replace_when_complete
+from helpers.storage.images import prefetch
 
 JSON_FILES = 18  # instances of twelve sets, captions of four, scenes of val, the fingerprint
 FIRST_ID = {"dev2017": 400_001, "val2017": 500_001}  # of the images; 1 in other sets
@@ -78,49 +73,22 @@ def is_whole(folder: Path, sizes: dict[str, int], stamp: str) -> bool:
 
 
 def write_splits(folder: Path, sizes: dict[str, int], seed: int) -> None:
-    """Draws every split, on all cores, and writes what there is to say about it."""
+    """Draws every split, in threads, and writes what there is to say about it."""
     options = {"desc": "MiniCOCO", "unit": "image", "file": sys.stdout, "mininterval": 0.5}
-    with worker_pool() as pool, tqdm(total=sum(sizes.values()), **options) as bar:
+    with tqdm(total=sum(sizes.values()), **options) as bar:
         for split, size in sizes.items():
             (folder / split).mkdir(parents=True)
             (folder / split).with_name("annotations").mkdir(exist_ok=True)
             rows = []
             draw_one = partial(write_image, split, folder, seed)
-            for row in pool.map(draw_one, range(size), chunksize=100):
+            for row in prefetch(draw_one, range(size), ahead=100):
                 rows.append(row)
                 bar.update()
             write_annotations(folder, split, rows, seed)
 
 
-@contextmanager
-def worker_pool() -> Iterator[ProcessPoolExecutor]:
-    """A process a core, each without the caller's script.
-
-    A spawned process runs the main module again. A script without a main guard would render there
-    too, and wait for its own parent's lock for ever: so the workers get an empty main module.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    workers = min(os.cpu_count() or 1, 8)
-    try:
-        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
-            yield pool
-    finally:
-        sys.modules["__main__"] = main
-
-
-def end_with_parent() -> None:
-    """In a worker: it ends with its parent. If that is killed, it would wait for work for ever."""
-
-    def watch():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def write_image(split: str, folder: Path, seed: int, index: int) -> tuple[dict, list[dict], Scene]:
-    """In a worker: draws a scene into <folder>/<split>; its entries in COCO's files, and the scene.
+    """Draws a scene into <folder>/<split>; its entries in COCO's files, and the scene.
 
     The entries are one for the image and one for each object that can be seen.
     """
