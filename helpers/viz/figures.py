@@ -5,6 +5,7 @@ Images are blue, texts orange; right is green, wrong is red.
 
 import io
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,11 +23,8 @@ HEAVY = 140_000  # bytes from which on a PNG is stored in 256 colours
 
 def style() -> None:
     """The look of all figures; called once by each notebook's set-up cell."""
-    sns.set_theme(style="whitegrid", context="notebook")
-    plt.rcParams |= {"figure.dpi": 110, "savefig.dpi": 110, "figure.constrained_layout.use": True}
-    plt.rcParams |= {"figure.titlesize": 14, "axes.titlesize": 12, "axes.titleweight": "bold"}
-    plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
-    plt.rcParams |= {"image.interpolation": "antialiased"}
+    sns.set_theme(style="whitegrid")
+    plt.style.use(Path(__file__).with_name("course.mplstyle"))
     shell = get_ipython()
     if shell:
         # matplotlib sets up its own formatter with the first figure; ours has to come after it.
