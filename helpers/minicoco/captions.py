@@ -162,8 +162,11 @@ def fits(scenes: list[Scene], caption_facts: list[dict]) -> np.ndarray:
     for i, scene in enumerate(scenes):
         for o in scene.objects:
             c = column[o.category]
-            count[i, c], colours[i, c], xy[i, c] = o.count, colour_id[o.colour], (o.x, o.y)
-    places, times = np.array([s.place for s in scenes]), np.array([s.time for s in scenes])
+            count[i, c] = o.count
+            colours[i, c] = colour_id[o.colour]
+            xy[i, c] = o.x, o.y
+    places = np.array([scene.place for scene in scenes])
+    times = np.array([scene.time for scene in scenes])
     table = np.ones((len(caption_facts), len(scenes)), bool)
     for row, facts in zip(table, caption_facts):
         for category, colour, number in facts["objects"]:

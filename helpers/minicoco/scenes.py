@@ -87,7 +87,8 @@ def free_box(rng: random.Random, o: SceneObject, size: float, boxes: list) -> tu
     for _ in range(40):
         x = rng.uniform(min(wide, 0.5), max(1 - wide, 0.5))
         y = rng.uniform(highest, max(0.98 - high, 0.5))
-        left, top, right, bottom = box = (x - wide, y - high, x + wide, y + high)
+        box = x - wide, y - high, x + wide, y + high
+        left, top, right, bottom = box
         if all(left > b[2] or right < b[0] or top > b[3] or bottom < b[1] for b in boxes):
             o.x, o.y = round(x, 3), round(y, 3)
             return box
@@ -149,8 +150,9 @@ def scene_of(split: str, index: int, seed: int) -> Scene:
 
 def place_by_relation(objects: list[SceneObject], relation: str) -> None:
     """Puts the first of two objects left, right, above or below of the second."""
-    above_and_below, side_by_side = ((0.5, 0.3), (0.5, 0.76)), ((0.26, 0.66), (0.74, 0.66))
-    spots = above_and_below if relation in ("above", "below") else side_by_side
+    spots = [(0.26, 0.66), (0.74, 0.66)]
+    if relation in ("above", "below"):
+        spots = [(0.5, 0.3), (0.5, 0.76)]
     if relation in ("right", "below"):
         spots = spots[::-1]
     for o, (x, y) in zip(objects, spots):
