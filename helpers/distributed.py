@@ -6,8 +6,6 @@ as DDP does, are those of one process that holds all rows. In one process the fu
 `clip_loss` and `siglip_loss`.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

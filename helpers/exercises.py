@@ -3,10 +3,9 @@
 exercises.json holds, for each exercise, the right answer, known wrong ones with a hint each, the
 hint for all others, and what to notice. Where the answer is a function, "inputs" are its arguments
 and "right" is its result; several "tests" are tried in their order. {"tensor": …} is a tensor, and
-"within" is how far an answer may be off.
+"within" is how far an answer may be off. Where it is text, "patterns" are regular expressions, each
+with the hint for the answers that it fits; what none of them fits is right.
 """
-
-from __future__ import annotations
 
 import copy
 import json
@@ -37,7 +36,7 @@ def check(name: str, answer, strict: bool = False) -> None:
         mark, hint = "·", "not yet. Replace the ... with your answer and run this cell again."
     else:
         try:
-            hint = SPECIAL.get(name, mistake)(EXERCISES[name], answer)
+            hint = mistake(EXERCISES[name], answer)
         except Exception as error:
             # A reader's function may raise anything.
             hint = f"your answer raised {error!r}."
@@ -49,6 +48,8 @@ def check(name: str, answer, strict: bool = False) -> None:
 
 def mistake(exercise: dict, answer) -> str | None:
     """The hint for a wrong answer, None for a right one."""
+    if "patterns" in exercise:
+        return text_mistake(exercise["patterns"], answer)
     for test in exercise.get("tests", [exercise]):
         result = answer(*copy.deepcopy(test["inputs"])) if "inputs" in test else answer
         if same(result, test["right"], exercise.get("within", 1e-5)):
@@ -79,35 +80,10 @@ def same(result, right, within: float, relative: float = 1e-4) -> bool:
     return result.shape == right.shape and torch.allclose(result, right, relative, within)
 
 
-def template_mistake(exercise: dict, template) -> str | None:
-    """The hint for a prompt template, which is a sentence with one {} in place of the name."""
-    if not isinstance(template, str):
-        return f"a template is a string; yours is a {type(template).__name__}."
-    if template.count("{}") != 1:
-        return f"the name goes where {{}} stands, once; yours has it {template.count('{}')} times."
-    if template.strip(" .") == "{}":
-        return "that is the bare name. Put words around it: what kind of picture is this?"
-    if re.search(r"\b[Aa]n \{\}", template):
-        return 'write "a {}": prompt() turns it into "an" where the name wants it.'
-    names = [name for name in exercise["names"] if re.search(rf"\b{name}s?\b", template.lower())]
-    if names:
-        return f"it names another class ({names[0]}), and will pull every picture towards it."
+def text_mistake(patterns: list, answer) -> str | None:
+    """The hint of the first regular expression that fits a wrong answer, written out as text."""
+    for pattern, hint in patterns:
+        match = re.search("".join(pattern), str(answer))  # a long one stands in several strings
+        if match:
+            return match.expand(hint)
     return None
-
-
-def methods_mistake(_exercise: dict, methods) -> str | None:
-    """The hint for a choice among the four methods; a name or a collection of names."""
-    choice = {methods} if isinstance(methods, str) else set(methods)
-    others = sorted(choice - {"raw", "rollout", "flow", "relevance"})
-    if others:
-        return f"{others[0]!r} is none of the four: raw, rollout, flow, relevance."
-    if choice & {"raw", "rollout", "flow"}:
-        return (
-            "raw, rollout and flow read the image tower alone. Does the caption ever get in there?"
-        )
-    if not choice:
-        return "one of them uses a number that both towers have made together."
-    return None
-
-
-SPECIAL = {"06-prompt": template_mistake, "07-caption": methods_mistake}

@@ -4,8 +4,6 @@
 <root>/probes_dev/ in the same layout.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -298,8 +296,8 @@ def change(tables: list[dict], before: list[dict], metric: str, images) -> dict:
 
     tables, before: one a seed, paired in order; images [Q]: the image of each query.
     """
-    hits, baseline = (
-        np.stack([unpacked(table[metric]["hits"])[: len(images)] for table in some])
-        for some in (tables, before)
-    )
-    return evaluation.difference(hits, baseline, images)
+
+    def hits(some):
+        return np.stack([unpacked(table[metric]["hits"])[: len(images)] for table in some])
+
+    return evaluation.difference(hits(tables), hits(before), images)

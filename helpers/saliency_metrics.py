@@ -4,8 +4,6 @@ A map is [gh, gw], scores of an image's patches; coverage is [gh, gw], the share
 an object covers.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -117,4 +115,6 @@ def centre_prior(count: int, grid: tuple[int, int]) -> Tensor:
     to its lower right counts as nearest, or the peak would be four patches.
     """
     down, right = ((torch.arange(side) + 0.5) / side - 0.5 - 1e-3 for side in grid)
-    return torch.exp(-(down[:, None] ** 2 + right[None] ** 2) / (2 * 0.25**2)).expand(count, -1, -1)
+    squared_distance = down[:, None] ** 2 + right[None] ** 2
+    prior = torch.exp(-squared_distance / (2 * 0.25**2))
+    return prior.expand(count, -1, -1)

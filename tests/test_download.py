@@ -17,7 +17,7 @@ from helpers.config import get_profile
 from helpers.data import load_split
 from helpers.probes import Instances
 from helpers.storage import download
-from helpers.storage.download import COCO_2017, HELP, DownloadError
+from helpers.storage.download import COCO_2017, HELP
 from scripts.download_coco import main
 from tests.coco_files import IDS, profile, write_captions, write_images
 from tests.faulty_server import serve
@@ -27,7 +27,7 @@ from tests.test_probes import write_instances
 ANNOTATIONS = "/annotations/annotations_trainval2017.zip"
 VAL, TRAIN = "/zips/val2017.zip", "/zips/train2017.zip"
 NAMES = {"annotations": ANNOTATIONS, "val2017": VAL, "train2017": TRAIN}
-FAULTS = ["hang up", "cut", "no range, cut", 503, 404, "page", "another length", "wrong bytes"]
+FAULTS = ["hang up", "cut", 503, 404, "page", "another length", "wrong bytes"]
 
 
 def zipped(root, folder):
@@ -158,7 +158,7 @@ def test_a_copy_of_ones_own_is_left_alone(get, server, root):
 def test_a_copy_without_some_images(get, root, server):
     get()
     (root / "val2017" / f"{IDS[0]:012d}.jpg").unlink()
-    with pytest.raises(DownloadError, match=r"val2017 holds 11 of its 12 images: move that folder"):
+    with pytest.raises(OSError, match=r"val2017 holds 11 of its 12 images: move that folder"):
         get()
     (root / "val2017").rename(root / "mine")
     get()
@@ -191,7 +191,7 @@ def test_one_fault_and_then_a_good_server(get, server, fault, at, root):
     server.faults = [None] * at + [fault]
     try:
         get()
-    except DownloadError as error:
+    except OSError as error:
         assert server.url in str(error) and str(error).endswith(HELP) and "\n" not in str(error)
         assert_nothing_looks_complete(root)
         get()
@@ -200,7 +200,7 @@ def test_one_fault_and_then_a_good_server(get, server, fault, at, root):
 
 def test_no_room(get, server, root, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Mock(free=1000))
-    with pytest.raises(DownloadError, match=r"in .*coco: it takes [\d.]+ GB more, 0\.0 GB are fr"):
+    with pytest.raises(OSError, match=r"in .*coco: it takes [\d.]+ GB more, 0\.0 GB are fr"):
         get()
     assert server.requests == [] and list(tree(root)) == []
 
@@ -212,7 +212,7 @@ FETCH, UNPACK = (download, "_continue"), (shutil, "copyfileobj")
 def test_the_disk_fills_up_meanwhile(get, server, root, monkeypatch, where):
     with monkeypatch.context() as patch:
         patch.setattr(*where, Mock(side_effect=OSError(28, "No space left on device")))
-        with pytest.raises(DownloadError, match=r"in .*coco: .*No space left on device\. CLIP_"):
+        with pytest.raises(OSError, match=r"in .*coco: .*No space left on device\. CLIP_"):
             get()
     assert_nothing_looks_complete(root)
     assert not (root / "annotations").exists()

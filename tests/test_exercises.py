@@ -142,6 +142,7 @@ WRONG = [
     ("06-recall", first_caption_only, "first caption"),
     ("06-recall", captions_ask, "text→image"),
     ("06-prompt", "a drawing of a dog", "0 times"),
+    ("06-prompt", "a {} or a {}", "several times"),
     ("06-prompt", "{}", "bare name"),
     ("06-prompt", "a picture of an {}", "turns it into"),
     ("06-prompt", "a {} next to a red car", "car"),

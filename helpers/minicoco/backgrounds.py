@@ -1,15 +1,14 @@
 """The places of MiniCOCO: a sky or a wall, a ground, and what stands along the horizon."""
 
-from __future__ import annotations
-
 import random
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.ImageColor import getrgb
 
 from helpers.minicoco import TABLES
-from helpers.minicoco.sprites import fit, glyph, rgb
+from helpers.minicoco.sprites import fit, glyph
 
 SIZE = 192  # pixels, height and width of every image
 PLACES, TIMES = TABLES["places"], TABLES["times"]
@@ -46,12 +45,12 @@ def background(place: str, time: str, variant: int) -> Image.Image:
 
 
 def gradient(width: int, height: int, top: str, bottom: str) -> Image.Image:
-    ramp = np.linspace(rgb(top), rgb(bottom), max(height, 1))[:, None]
+    ramp = np.linspace(getrgb(top), getrgb(bottom), max(height, 1))[:, None]
     return Image.fromarray(ramp.repeat(width, 1).round().astype(np.uint8))
 
 
 def mix(a: str, b: str, share: float) -> tuple[int, int, int]:
-    return tuple(round((1 - share) * x + share * y) for x, y in zip(rgb(a), rgb(b)))
+    return tuple(round((1 - share) * x + share * y) for x, y in zip(getrgb(a), getrgb(b)))
 
 
 def paste(canvas: Image.Image, char: str, x: float, foot: float, size: float) -> None:

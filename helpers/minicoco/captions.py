@@ -5,20 +5,21 @@ A caption is a sentence and its facts: what must be true of an image for the sen
 "place": … or None, "time": … or None}.
 """
 
-from __future__ import annotations
-
 import math
 import random
+from itertools import combinations
 
 import numpy as np
 
 from helpers.minicoco import TABLES
 from helpers.minicoco.backgrounds import PLACES, TIMES
-from helpers.minicoco.scenes import Scene, relation_of, side_by_side
+from helpers.minicoco.scenes import KINDS, Scene, random_numbers, relation_of, side_by_side
 from helpers.minicoco.sprites import CATEGORIES, COLOURS
 
 RELATIONS = TABLES["relations"]
 NUMBERS = {2: "two", 3: "three"}
+# Which details the two captions of a train image have, in turn: the mix of the others' five.
+DETAILS = list(combinations(range(5), 2))
 
 
 def noun_phrase(rng: random.Random, category: str, colour: str | None, count: int) -> str:
@@ -117,8 +118,24 @@ def sentence(rng: random.Random, scene: Scene, facts: dict) -> str:
     return text.strip().capitalize() + "."
 
 
-def caption_and_foil(rng: random.Random, scene: Scene, kind: str) -> tuple[str, str]:
-    """A true caption and the same words with colours ("binding") or objects ("order") swapped."""
+def captions_of(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
+    """The captions of one image with their facts, the most detailed first, no two alike.
+
+    Two where many images are trained on, else five.
+    """
+    rng = random_numbers(split, index, seed, "captions")
+    captions: dict[str, dict] = {}
+    for detail in DETAILS[index % 10] if split == "train2017" else range(5):
+        text, facts = caption(rng, scene, detail)
+        while text in captions:
+            text, facts = caption(rng, scene, detail)
+        captions[text] = facts
+    return list(captions.items())
+
+
+def caption_and_foil(split: str, index: int, seed: int, scene: Scene) -> dict[str, str]:
+    """A true "caption" and a "foil", with colours ("binding") or objects ("order") swapped."""
+    rng, kind = random_numbers(split, index, seed, "foil"), KINDS[index % 2]
     a, b = scene.objects
     where = setting(rng, scene, place=True, time=False)
     if kind == "binding":
@@ -133,7 +150,7 @@ def caption_and_foil(rng: random.Random, scene: Scene, kind: str) -> tuple[str, 
         relation = RELATIONS[relation_of(a, b)][0]
         true = f"{first} {relation} {second} {where}."
         foil = f"{second} {relation} {first} {where}."
-    return true.capitalize(), foil.capitalize()
+    return {"caption": true.capitalize(), "foil": foil.capitalize(), "kind": kind}
 
 
 def fits(scenes: list[Scene], caption_facts: list[dict]) -> np.ndarray:
@@ -145,8 +162,11 @@ def fits(scenes: list[Scene], caption_facts: list[dict]) -> np.ndarray:
     for i, scene in enumerate(scenes):
         for o in scene.objects:
             c = column[o.category]
-            count[i, c], colours[i, c], xy[i, c] = o.count, colour_id[o.colour], (o.x, o.y)
-    places, times = np.array([s.place for s in scenes]), np.array([s.time for s in scenes])
+            count[i, c] = o.count
+            colours[i, c] = colour_id[o.colour]
+            xy[i, c] = o.x, o.y
+    places = np.array([scene.place for scene in scenes])
+    times = np.array([scene.time for scene in scenes])
     table = np.ones((len(caption_facts), len(scenes)), bool)
     for row, facts in zip(table, caption_facts):
         for category, colour, number in facts["objects"]:

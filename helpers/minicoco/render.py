@@ -4,49 +4,34 @@
 in the same layout, <folder>/probes/: single objects to classify, and a test of word order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from itertools import combinations, product
-from multiprocessing import get_context, parent_process
+from functools import partial
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from types import ModuleType
+from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pycocotools import mask as rle
 from tqdm import tqdm
 
 from helpers.minicoco import TABLES
 from helpers.minicoco.backgrounds import SIZE
-from helpers.minicoco.captions import attainable, caption, caption_and_foil, fits
-from helpers.minicoco.scenes import (
-    KINDS,
-    SPLITS,
-    Scene,
-    SceneObject,
-    draw,
-    random_numbers,
-    scene_of,
-)
+from helpers.minicoco.captions import attainable, caption_and_foil, captions_of, fits
+from helpers.minicoco.scenes import SPLITS, Scene, SceneObject, draw, scene_of
 from helpers.minicoco.sprites import CATEGORIES
-from helpers.storage.files import replace_when_complete
+from helpers.storage.files import one_process, replace_when_complete
+from helpers.storage.images import prefetch
 
 JSON_FILES = 18  # instances of twelve sets, captions of four, scenes of val, the fingerprint
 FIRST_ID = {"dev2017": 400_001, "val2017": 500_001}  # of the images; 1 in other sets
-# Which details the two captions of a train image have, in turn: the mix of the others' five.
-DETAILS = list(combinations(range(5), 2))
 
 
 def render(profile) -> Path:
@@ -64,13 +49,7 @@ def render(profile) -> Path:
     if is_whole(target, sizes, stamp):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_name(f".{target.name}.lock"))  # goes when its process ends
-    try:
-        alone = lock.acquire(timeout=0)
-    except Timeout:
-        print("MiniCOCO is being rendered by another process; waiting for it.")
-        alone = lock.acquire()
-    with alone:
+    with one_process(target.with_name(f".{target.name}.lock"), "rendering MiniCOCO"):
         for rest in target.parent.glob(f".{target.name}.*.tmp"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
         if not is_whole(target, sizes, stamp):
@@ -107,80 +86,38 @@ def is_whole(folder: Path, sizes: dict[str, int], stamp: str) -> bool:
 
 
 def write_splits(folder: Path, sizes: dict[str, int], seed: int) -> None:
-    """Draws every split, on all cores, and writes what there is to say about it."""
+    """Draws every split, in threads, and writes what there is to say about it."""
     options = {"desc": "MiniCOCO", "unit": "image", "file": sys.stdout, "mininterval": 0.5}
-    with worker_pool() as pool, tqdm(total=sum(sizes.values()), **options) as bar:
+    with tqdm(total=sum(sizes.values()), **options) as bar:
         for split, size in sizes.items():
             (folder / split).mkdir(parents=True)
             (folder / split).with_name("annotations").mkdir(exist_ok=True)
-            parts = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
             rows = []
-            for part in pool.map(partial(write_images, split, folder / split, seed), parts):
-                rows += part
-                bar.update(len(part))
+            draw_one = partial(write_image, split, folder, seed)
+            for row in prefetch(draw_one, range(size), ahead=100):
+                rows.append(row)
+                bar.update()
             write_annotations(folder, split, rows, seed)
 
 
-@contextmanager
-def worker_pool() -> Iterator[ProcessPoolExecutor]:
-    """A process a core, each without the caller's script.
+def write_image(split: str, folder: Path, seed: int, index: int) -> tuple[dict, list[dict], Scene]:
+    """Draws a scene into <folder>/<split>; its entries in COCO's files, and the scene.
 
-    A spawned process runs the main module again. A script without a main guard would render there
-    too, and wait for its own parent's lock for ever: so the workers get an empty main module.
+    The entries are one for the image and one for each object that can be seen.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    workers = min(os.cpu_count() or 1, 8)
-    try:
-        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
-            yield pool
-    finally:
-        sys.modules["__main__"] = main
-
-
-def end_with_parent() -> None:
-    """In a worker: it ends with its parent. If that is killed, it would wait for work for ever."""
-
-    def watch():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def captions_of(split: str, index: int, seed: int, scene: Scene) -> list[tuple[str, dict]]:
-    """The captions of one image with their facts, the most detailed first, no two alike.
-
-    Two where many images are trained on, else five.
-    """
-    rng = random_numbers(split, index, seed, "captions")
-    captions: dict[str, dict] = {}
-    for detail in DETAILS[index % 10] if split == "train2017" else range(5):
-        text, facts = caption(rng, scene, detail)
-        while text in captions:
-            text, facts = caption(rng, scene, detail)
-        captions[text] = facts
-    return list(captions.items())
-
-
-def write_images(split: str, folder: Path, seed: int, indices: range) -> list[tuple]:
-    """In a worker: draws scenes into `folder`; returns [(image, instances, scene), …]."""
-    rows = []
-    for index in indices:
-        scene = scene_of(split, index, seed)
-        image, masks = draw(scene)
-        image_id = index + FIRST_ID.get(split, 1)
-        entry = {**TABLES["coco"]["image"], "file_name": f"{image_id:012d}.jpg", "id": image_id}
-        image.save(folder / entry["file_name"], quality=85, subsampling=0)
-        instances = []
-        for o, mask in masks:
-            if mask.sum() >= 12:  # fewer: hidden behind another
-                instance = coco_instance(mask, o.category, image_id, len(instances))
-                if split.endswith("novel_combinations"):
-                    instance["colour"] = o.colour
-                instances.append(instance)
-        rows.append((entry, instances, scene))
-    return rows
+    scene = scene_of(split, index, seed)
+    image, masks = draw(scene)
+    image_id = index + FIRST_ID.get(split, 1)
+    entry = {**TABLES["coco"]["image"], "file_name": f"{image_id:012d}.jpg", "id": image_id}
+    image.save(folder / split / entry["file_name"], quality=85, subsampling=0)
+    instances = []
+    for o, mask in masks:
+        if mask.sum() >= 12:  # fewer: hidden behind another
+            instance = coco_instance(mask, o.category, image_id, len(instances))
+            if split.endswith("novel_combinations"):
+                instance["colour"] = o.colour
+            instances.append(instance)
+    return entry, instances, scene
 
 
 def coco_instance(mask: np.ndarray, category: str, image_id: int, number: int) -> dict:
@@ -213,10 +150,7 @@ def write_annotations(folder: Path, split: str, rows: list[tuple], seed: int) ->
                 captions.append({**row, "id": len(captions) + 1, "caption": text})
                 caption_facts.append(facts)
         elif split == "probes/compositional":
-            kind = KINDS[index % 2]
-            rng = random_numbers(split, index, seed, "foil")
-            true, foil = caption_and_foil(rng, scene, kind)
-            captions.append({**row, "caption": true, "foil": foil, "kind": kind})
+            captions.append({**row, **caption_and_foil(split, index, seed, scene)})
     coco = TABLES["coco"]
     base = {"info": coco["info"], "licenses": coco["licenses"], "images": [row[0] for row in rows]}
     files = {"instances": {**base, "annotations": instances, "categories": categories}}

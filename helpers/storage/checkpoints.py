@@ -7,12 +7,9 @@ A checkpoint is written under another name and renamed when it is complete. What
 random follows from (seed, step), so no state of a random number generator is kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -141,13 +138,9 @@ def read_tensors(path):
 
 def weights_digest(module):
     """SHA-256 over names, types, shapes and bytes of all weights of a module."""
-
-    def describe(item):
-        name, weight = item
+    lines = []
+    for name, weight in sorted(module.state_dict().items()):
         data = weight.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return f"{name} {weight.dtype} {tuple(weight.shape)} {hashlib.sha256(data).hexdigest()}"
-
-    # Hashing releases Python's lock, and a BERT is 440 MB.
-    with ThreadPoolExecutor() as pool:
-        lines = pool.map(describe, sorted(module.state_dict().items()))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
+        lines.append(f"{name} {weight.dtype} {tuple(weight.shape)} {digest}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

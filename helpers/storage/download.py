@@ -6,8 +6,6 @@ A folder has its name only when everything is in it, so a run may be stopped any
 again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os
@@ -20,10 +18,10 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers.config import Profile
+from helpers.storage.files import one_process
 
 SITE = "http://images.cocodataset.org/"
 # Path below the site's address, bytes, MD5.
@@ -47,15 +45,11 @@ WHERE = (
 HELP = "CLIP_COCO_URL names a mirror, CLIP_COCO_DIR a copy that you have or another place for it."
 
 
-class DownloadError(OSError):
-    """What went wrong and what to do about it, in a sentence."""
-
-
 def download(profile: Profile, delete_zips: bool = False) -> None:
     """Brings what `profile` needs of COCO 2017 into `profile.data`, unless it is there.
 
     A copy of your own counts: annotations/{captions,instances}_*.json and as many images as the
-    captions are for. `delete_zips` deletes what has been unpacked. Raises DownloadError.
+    captions are for. `delete_zips` deletes what has been unpacked. Raises OSError with what helps.
     """
     root, folders = Path(profile.data), {profile.train_folder, profile.val_folder}
     folders = [] if profile.rendered else sorted(folders & COCO_2017.keys())
@@ -65,7 +59,7 @@ def download(profile: Profile, delete_zips: bool = False) -> None:
     try:
         if _missing(root, parts):
             root.mkdir(parents=True, exist_ok=True)
-            with _one_process(root):
+            with one_process(root / ".lock", f"fetching COCO 2017 into {root}"):
                 # Another process may have brought it in the meantime.
                 missing = _missing(root, parts)
                 _require_space(root, missing)
@@ -74,8 +68,7 @@ def download(profile: Profile, delete_zips: bool = False) -> None:
         for folder in folders:
             _require_images(root, folder)
     except OSError as error:
-        problem = f"COCO 2017 could not be laid out in {root}: {error}"
-        raise DownloadError(f"{problem}. {HELP}") from error
+        raise OSError(f"COCO 2017 could not be laid out in {root}: {error}. {HELP}") from error
 
 
 def _missing(root: Path, parts: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -84,23 +77,13 @@ def _missing(root: Path, parts: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: paths for name, paths in rest.items() if paths}
 
 
-def _one_process(root: Path):
-    """A context that one process at a time is in, freed also when that process is killed."""
-    lock = FileLock(root / ".lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another process is fetching COCO 2017 into {root}: waiting for it.")
-        return lock.acquire()
-
-
 def _require_space(root: Path, names) -> None:
     zips = [root / Path(COCO_2017[name][0]).name for name in names]
     have = sum(_size(path) + _size(_part(path)) for path in zips)
     need = sum(ROOM * COCO_2017[name][1] for name in names) - have
     free = shutil.disk_usage(root).free
     if need > free:
-        raise DownloadError(f"it takes {need / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
+        raise OSError(f"it takes {need / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
 
 
 def _require_images(root: Path, folder: str) -> None:
@@ -109,7 +92,7 @@ def _require_images(root: Path, folder: str) -> None:
     count = sum(entry.name.endswith(".jpg") for entry in os.scandir(root / folder))
     if count < listed:
         fix = "move that folder away and start again, then it is fetched whole"
-        raise DownloadError(f"{folder} holds {count:,} of its {listed:,} images: {fix}")
+        raise OSError(f"{folder} holds {count:,} of its {listed:,} images: {fix}")
 
 
 def _bring(root: Path, name: str, paths: list[str], delete_zips: bool) -> None:
@@ -140,50 +123,44 @@ def _bring(root: Path, name: str, paths: list[str], delete_zips: bool) -> None:
 def fetch(url: str, path: Path, size: int, md5: str) -> None:
     """The file at `path`, of `size` bytes and checked; what has come of it is kept in <path>.part.
 
-    Raises DownloadError where the server has another file, and where nothing more comes in spite
-    of all PAUSES.
+    A broken connection is tried again, the last time when nothing more has come after all PAUSES.
+    Raises OSError then, and at once where the server refuses or has another file.
     """
     part, failures = _part(path), 0
     if path.exists():
         # Whole, or a beginning that another program left.
         os.replace(path, part)
     while _size(part) < size:
-        before, reason = _size(part), "the connection was cut"
+        before = _size(part)
         try:
             _continue(url, part, size)
         except BROKEN as error:
-            reason = error
-            if isinstance(error, urllib.error.HTTPError) and error.code in (403, 404, 410):
-                failures = len(PAUSES)
-        failures = 1 if _size(part) > before else failures + 1
-        if failures > len(PAUSES):
-            kept = f"{_size(part):,} bytes of it are kept, and the next run goes on from there"
-            raise DownloadError(f"{url} could not be fetched ({reason}); {kept}")
-        if _size(part) < size:
+            failures = 1 if _size(part) > before else failures + 1
+            if failures > len(PAUSES) or isinstance(error, urllib.error.HTTPError):
+                kept = f"{_size(part):,} bytes of it are kept, and the next run goes on from there"
+                raise OSError(f"{url} could not be fetched ({error}); {kept}") from error
             time.sleep(PAUSES[failures - 1])
     if _md5(part) != md5:
         part.unlink()
-        raise DownloadError(f"{url} came with the wrong MD5; nothing of it is kept, fetch it again")
+        raise OSError(f"{url} came with the wrong MD5; nothing of it is kept, fetch it again")
     os.replace(part, path)
 
 
 def _continue(url: str, part: Path, size: int) -> None:
-    """Adds to `part` what it lacks; begins anew where the server ignores Range."""
+    """Adds to `part` what it lacks."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-        resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        if resumed:
-            length = response.headers.get("Content-Range", "").rpartition("/")[2]
+        length = response.headers["Content-Length"]
         # Before anything that is kept is touched: a page to sign in, say, has another length.
-        if length != str(size):
-            raise DownloadError(f"{url} is another file: it has {length} bytes and not {size}")
-        bar = _bar(f"fetching {part.stem}", size, start if resumed else 0)
-        with bar, open(part, "ab" if resumed else "wb") as file:
+        if length != str(size - start):
+            raise OSError(f"{url} sends {length} bytes and not {size - start}: another file?")
+        with open(part, "ab") as file, _bar(f"fetching {part.stem}", size, start) as bar:
             for chunk in iter(partial(response.read1, CHUNK), b""):
                 file.write(chunk)
                 bar.update(len(chunk))
+    if _size(part) < size:
+        raise ConnectionError("the connection was cut")
 
 
 def _md5(path: Path) -> str:

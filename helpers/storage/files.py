@@ -1,13 +1,12 @@
 """Files and folders that are there in full or not at all."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 
@@ -46,3 +45,16 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """Writes the file in full or not at all; makes its folder. Raises OSError as above."""
     with replace_when_complete(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def one_process(file: Path, task: str) -> AbstractContextManager:
+    """A context that one process at a time is in; the others say which `task` they wait for.
+
+    The lock is on `file`, and goes when its process ends.
+    """
+    lock = FileLock(file)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Another process is {task}: waiting for it.")
+        return lock.acquire()

@@ -1,7 +1,5 @@
 """A table of embeddings on disk, in shards: some rows each, whole or not at all."""
 
-from __future__ import annotations
-
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 

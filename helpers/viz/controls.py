@@ -1,7 +1,5 @@
 """Controls above an image: the base of the course's widgets, in core ipywidgets (7.7 and 8)."""
 
-from __future__ import annotations
-
 import html
 import io
 import warnings

@@ -3,10 +3,9 @@
 Images are blue, texts orange; right is green, wrong is red.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,11 +23,8 @@ HEAVY = 140_000  # bytes from which on a PNG is stored in 256 colours
 
 def style() -> None:
     """The look of all figures; called once by each notebook's set-up cell."""
-    sns.set_theme(style="whitegrid", context="notebook")
-    plt.rcParams |= {"figure.dpi": 110, "savefig.dpi": 110, "figure.constrained_layout.use": True}
-    plt.rcParams |= {"figure.titlesize": 14, "axes.titlesize": 12, "axes.titleweight": "bold"}
-    plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
-    plt.rcParams |= {"image.interpolation": "antialiased"}
+    sns.set_theme(style="whitegrid")
+    plt.style.use(Path(__file__).with_name("course.mplstyle"))
     shell = get_ipython()
     if shell:
         # matplotlib sets up its own formatter with the first figure; ours has to come after it.
@@ -131,7 +127,7 @@ def number_grids(tables: dict, title="", rows=None, columns=None) -> Figure:
     return figure
 
 
-def training_curves(histories: dict, title="", chance_loss: float | None = None) -> Figure:
+def training_curves(histories: dict, title: str, chance_loss: float) -> Figure:
     """Loss, dev recall and temperature by epoch of named histories (lists of rows of `fit`)."""
     figure, (loss, recall, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
     for color, (name, history) in zip(sns.color_palette(), histories.items()):
@@ -140,9 +136,8 @@ def training_curves(histories: dict, title="", chance_loss: float | None = None)
         loss.plot(epochs, [row["dev_loss"] for row in history], color=color)
         recall.plot(epochs, [row["dev_recall@5"] for row in history], color=color, label=name)
         scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color)
-    if chance_loss is not None:
-        loss.axhline(chance_loss, color=GREY, linestyle=":", label="nothing learned")
-        loss.legend(fontsize=9)
+    loss.axhline(chance_loss, color=GREY, linestyle=":", label="nothing learned")
+    loss.legend(fontsize=9)
     loss.set(title="Contrastive loss (dashed: train)", xlabel="epoch", ylabel="loss (nats)")
     recall.set(title="Recall on dev", xlabel="epoch", ylabel="recall@5, text→image", ylim=(0, 1))
     scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")

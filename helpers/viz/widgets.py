@@ -1,6 +1,6 @@
 """The course's widgets, each a function that returns controls around a pure `…(…) -> Figure`."""
 
-from __future__ import annotations
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -76,11 +76,8 @@ def retrieved(model, images, image_embeds, sentence: str, k: int = 5) -> Figure:
 
 def retrieval_box(model, images, image_embeds, start: str = "a red car next to a dog") -> Live:
     """A text box above the five images nearest to what is typed; see `retrieved`."""
-
-    def figure(sentence):
-        return retrieved(model, images, image_embeds, sentence)
-
     box = textbox("Sentence:", start, "type a sentence, then press Enter")
+    figure = partial(retrieved, model, images, image_embeds)
     return Live(figure, {"sentence": box}, [["sentence"]], height=270)
 
 
@@ -144,9 +141,8 @@ def softened(image, image_embed, captions, text_embeds, factor: float, k: int = 
     found = [captions[i] for i in rows.tolist()], cosines.tolist()
     figures.text_bars(middle, *found, figures.TEXT, 60, ".2f", "cosines, as they are", "cosine")
     title, label = f"softmax of {factor:.3g} × cosine", f"probability among {len(captions)}"
-    figures.text_bars(
-        right, [""] * len(rows), shares.tolist(), figures.IMAGE, 1, ".1%", title, label
-    )
+    unnamed = [""] * len(rows), shares.tolist()
+    figures.text_bars(right, *unnamed, figures.IMAGE, 1, ".1%", title, label)
     return figure
 
 
