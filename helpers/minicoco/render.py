@@ -12,10 +12,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from functools import partial
-from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from pathlib import Path
 
 import numpy as np
