@@ -2,7 +2,7 @@
 
 A tower turns its input into one vector: an image into the last layer's CLS token, a caption into
 the mean over the last layer's real (unpadded) tokens. Their relatives, which storage/towers.json
-lists, bring a pooling of their own. Nothing here is trained; projection heads come in model.py.
+lists, may bring a pooling of their own. Nothing here is trained; projection heads come in model.py.
 """
 
 import hashlib
@@ -37,28 +37,31 @@ class ImageTower(nn.Module):
     Taught in notebook 02, "The image tower, step by step".
     """
 
+    pooling = "CLS of last_hidden_state"
+
     def __init__(self, model: PreTrainedModel, size: int, mean, std, resize=towers.SQUASH):
         super().__init__()
         self.model = model
         self.size = size
         self.resize = resize
         self.dim = model.config.hidden_size
-        kind = towers.KINDS["image"][model.config.model_type]
-        self.pooling, self.prefix = kind["pooling"], kind["prefix"]
+        self.prefix = towers.KINDS["image"][model.config.model_type]["prefix"]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def visible(self, size: tuple[int, int], box: tuple | None = None) -> tuple:
-        """The part of an image (width, height) that the tower sees: left, top, right, bottom."""
-        return self.resize.visible(box or (0, 0, *size), self.size)
+    def visible(self, size: tuple[int, int]) -> tuple:
+        """The part of an image (width, height) that the tower sees: left, upper, right, lower."""
+        full, cut = self.resize.plan((0, 0, *size), self.size)
+        return tuple(x * side / pixels for x, side, pixels in zip(cut, size * 2, full * 2))
 
     def preprocess(self, image: Image.Image, box: tuple | None = None) -> Tensor:
         """Bring an image to the tower's input size: uint8 [3, size, size].
 
-        box: the part to take, as (left, top, right, bottom) in pixels; None takes all of it.
+        box: the part to take, as (left, upper, right, lower) in pixels; None takes all of it.
         """
-        size, part = (self.size, self.size), self.visible(image.size, box)
-        resized = image.convert("RGB").resize(size, self.resize.resample, part)
+        box = box or (0, 0, *image.size)
+        full, cut = self.resize.plan(box, self.size)  # squashed: nothing is cut off
+        resized = image.convert("RGB").resize(full, self.resize.resample, box).crop(cut)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
     def normalise(self, pixel_values: Tensor) -> Tensor:
@@ -74,9 +77,8 @@ class ImageTower(nn.Module):
     def pool(self, output) -> Tensor:
         """What the model returns to its embedding [B, D]: CLS, or the model's own pooling."""
         own = output.get("pooler_output")
-        if own is not None:
-            return own
-        return output.last_hidden_state[:, : self.prefix].mean(dim=1)  # CLS; a DeiT has two
+        cls = output.last_hidden_state[:, : self.prefix]  # [B, 1, D]; a DeiT has two
+        return cls.mean(dim=1) if own is None else own
 
 
 class TextTower(nn.Module):
@@ -128,6 +130,15 @@ class TextTower(nn.Module):
             width = lengths[rows[-1]]
             parts.append(self.pooled(input_ids[rows, :width], attention_mask[rows, :width]))
         return torch.cat(parts)[order.argsort()]
+
+
+class FixedLengthTextTower(TextTower):
+    """A SigLIP's text tower: every caption is padded to one length, and the padding is read."""
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        limits = {"padding": "max_length", "truncation": True, "max_length": self.max_length}
+        ids = self.tokenizer(list(texts), **limits, return_tensors="pt")["input_ids"]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def load_towers(profile: Profile) -> tuple[ImageTower, TextTower]:
@@ -191,8 +202,7 @@ def settings(tower: ImageTower | TextTower) -> dict:
         digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
         return {**result, "tokenizer": digest, "max_length": tower.max_length}
     mean, std = _statistics(tower)
-    plain = tower.resize == towers.SQUASH
-    resize = "bilinear, squashed" if plain else list(tower.resize)
+    resize = "bilinear, squashed" if tower.resize == towers.SQUASH else list(tower.resize)
     return {**result, "size": tower.size, "mean": mean, "std": std, "resize": resize}
 
 

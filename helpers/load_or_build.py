@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,14 +16,17 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
+from torch import nn
 
 from helpers.config import ROOT, Profile, machine, pick_device
 from helpers.data import CaptionedImages, Examples, load_split
-from helpers.encoders import ImageTower, TextTower, load_towers
+from helpers.encoders import FixedLengthTextTower, ImageTower, TextTower, load_towers
 from helpers.features import Embeddings, extract_embeddings
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, save_heads
+from helpers.storage import hub
+from helpers.storage import towers as towers_in
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.download import download
 from helpers.storage.files import atomic_write
@@ -193,6 +197,43 @@ def models(profile: Profile) -> dict[str, list[CLIP]]:
     by_name = {"projection": [heads(profile, seed) for seed in seeds]}
     tuned = finetuned(profile)
     return by_name if tuned is None else {**by_name, "finetuned-averaged": [tuned]}
+
+
+def load_pretrained_clip(name: str) -> CLIP:
+    """A published CLIP or SigLIP as one of ours, evaluating on the best device.
+
+    name: a folder, or a name on the hub such as openai/clip-vit-base-patch32. Its towers pool as
+    they were trained, its heads are its projections. Raises OSError, ValueError or ImportError, in
+    one sentence with the fix, where it cannot be read.
+    """
+    folder = hub.model_folder(name)
+    whole = towers_in.read_model(folder, "clip")
+    kind = FixedLengthTextTower if hasattr(whole, "logit_bias") else TextTower
+    longest = whole.config.text_config.max_position_embeddings
+    image_tower = ImageTower(whole.vision_model, *towers_in.read_preprocessing(folder))
+    text_tower = kind(whole.text_model, towers_in.read_tokenizer(folder), longest)
+    image_head = getattr(whole, "visual_projection", nn.Identity())  # a SigLIP has none
+    dims = image_tower.dim, text_tower.dim, getattr(image_head, "out_features", image_tower.dim)
+    starts = {
+        k: p.item() for k, p in whole.named_parameters() if k in ("logit_scale", "logit_bias")
+    }
+    model = CLIP(*dims, image_tower, text_tower, **starts)
+    model.image_head = image_head
+    model.text_head = getattr(whole, "text_projection", nn.Identity())
+    return model.eval().requires_grad_(False).to(pick_device())
+
+
+def published_clip() -> CLIP | None:
+    """The model that CLIP_PRETRAINED names; None, and a printed sentence, where there is none."""
+    name = os.environ.get("CLIP_PRETRAINED")
+    reason = "CLIP_PRETRAINED names a folder or a model such as openai/clip-vit-base-patch32"
+    try:
+        if name:
+            return load_pretrained_clip(name)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+    print(f"No published CLIP to compare with: {reason}")
+    return None
 
 
 def save_results(

@@ -11,7 +11,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from helpers.config import ROOT
 
@@ -65,14 +65,12 @@ def fetch(model: str) -> Path:
     # A model that is not pinned needs these and has more.
     needed = FILES.get(model, ["config.json", "*.safetensors"])
     patterns = FILES.get(model, ANY)
-    options = {"revision": REVISIONS.get(model, "main"), "allow_patterns": patterns}
-    try:
-        snapshot = snapshot_download(model, **options, local_files_only=True)
-    except OSError:
-        snapshot = None  # there is nothing of it yet
+    revision = REVISIONS.get(model, "main")
+    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    snapshot = Path(cached).parent if isinstance(cached, str) else None
     if lacking(snapshot, needed):
         try:
-            snapshot = snapshot_download(model, **options)
+            snapshot = snapshot_download(model, revision=revision, allow_patterns=patterns)
         except Exception as error:
             sentence = advice(model, error, lacking(snapshot, needed))
             if sentence is None:
@@ -89,7 +87,7 @@ def fetch(model: str) -> Path:
     return Path(snapshot)
 
 
-def lacking(snapshot: str | None, needed: list[str]) -> str:
+def lacking(snapshot: Path | str | None, needed: list[str]) -> str:
     """Which of the files that a model needs are not in its folder, in words; "" for none."""
     missing = [name for name in needed if not (snapshot and list(Path(snapshot).glob(name)))]
     return ", ".join(missing).replace("*", "model")

@@ -1,8 +1,8 @@
 """Pretrained transformers from folders in Hugging Face format, with what they were trained with.
 
-towers.json says, by model_type, which are accepted: the class that reads one, how it pools, how
-many tokens stand before an image's patches, and how many positions captions cannot use. Weights
-come from safetensors only.
+towers.json says, by model_type, which are accepted: the class that reads one, how many tokens stand
+before an image's patches, and how many positions captions cannot use. Weights come from safetensors
+only.
 """
 
 from __future__ import annotations
@@ -36,23 +36,18 @@ class Resize(NamedTuple):
     edge: int | None = None
     squash: bool = True
 
-    def visible(self, box: tuple, size: int) -> tuple:
-        """The part of a box (left, upper, right, lower) of an image that fills the square.
+    def plan(self, box: tuple, size: int) -> tuple[tuple, tuple]:
+        """How a part of an image becomes size × size pixels: what it is resized to, and the cut.
 
-        In the image's own pixels, so that Pillow's `resize` of this part gives what is left where
-        the whole is resized and its middle cut out. size: of the square.
+        box: left, upper, right, lower. Returns (width, height), and in those pixels left, upper,
+        right, lower of the middle.
         """
-        if self.edge is None:
-            return box
-        sides = box[2] - box[0], box[3] - box[1]
-        full = [self.edge, self.edge]
+        edge, sides = self.edge or size, (box[2] - box[0], box[3] - box[1])
+        full = (edge, edge)
         if not self.squash:
-            full = [max(self.edge, int(self.edge * side / min(sides))) for side in sides]
-        starts = [(pixels - size) // 2 for pixels in full]
-        parts = list(zip(box, starts, sides, full))
-        first = (corner + start * side / pixels for corner, start, side, pixels in parts)
-        last = (corner + (start + size) * side / pixels for corner, start, side, pixels in parts)
-        return (*first, *last)
+            full = tuple(max(edge, int(edge * side / min(sides))) for side in sides)
+        left, upper = ((pixels - size) // 2 for pixels in full)
+        return full, (left, upper, left + size, upper + size)
 
 
 SQUASH = Resize()
@@ -68,8 +63,8 @@ def read_model(folder: Path, side: str) -> nn.Module:
     model_type = json.loads(Path(folder, "config.json").read_text()).get("model_type")
     if model_type not in kinds:
         raise ValueError(
-            f"{folder}/config.json says model_type {model_type!r}, and the {side} tower has to be "
-            f"one of {', '.join(kinds)}: name another model in the profile."
+            f"{folder}/config.json says model_type {model_type!r}, and for {side} it has to be one "
+            f"of {', '.join(kinds)}: name another model."
         )
     if not list(Path(folder).glob("*.safetensors")):
         fix = "name another model, or save this one with save_pretrained where you trust it"
@@ -117,8 +112,13 @@ def save_preprocessing(folder: Path, size: int, mean, std, resize: Resize) -> No
 
 
 def read_tokenizer(folder: Path):
-    """The tokenizer of a folder. Raises FileNotFoundError where it has no vocabulary."""
-    if not [*Path(folder).glob("vocab.*"), *Path(folder).glob("tokenizer.json")]:
+    """The tokenizer of a folder.
+
+    Raises FileNotFoundError where it has no vocabulary; ImportError for a SigLIP's without the
+    package sentencepiece.
+    """
+    vocabularies = ("tokenizer.json", "vocab.*", "spiece.model")
+    if not any(list(Path(folder).glob(name)) for name in vocabularies):
         fix = "copy the tokenizer's files from where the model came from"
         raise FileNotFoundError(f"{folder} has no tokenizer.json and no vocabulary: {fix}.")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -160,5 +160,4 @@ def report_cut_captions(tower, texts: list[str]) -> None:
     long = [text for text in texts if len(text.encode()) + 2 > tower.max_length]
     cut = sum(len(ids) > tower.max_length for ids in tower.tokenizer([*long, ""])["input_ids"])
     if cut:
-        limit = f"more than {tower.max_length} tokens"
-        print(f"{cut:,} of {len(texts):,} captions have {limit}: the rest of them is not read.")
+        print(f"{cut:,} of {len(texts):,} captions are cut: more than {tower.max_length} tokens.")
