@@ -17,16 +17,18 @@ from torch import Tensor
 
 from helpers.max_flow import flows
 from helpers.model import training_mode
+from helpers.storage.towers import ends, whole_words
 
 METHODS = ("raw", "rollout", "flow", "relevance")
 
 
 def forward_tower(tower, batch):
-    """A pass that shows its attention: (L tensors [B, H, N, N], last hidden state [B, N, D]).
+    """A pass that shows its attention: (L tensors [B, H, N, N], source [B, N], embedding [B, D]).
 
     batch: {"pixel_values"} [B, 3, H, W], uint8 or normalised, or {"input_ids", "attention_mask"}.
-    Where autograd is on, its graph starts at the input, whether or not the tower is frozen. The
-    tower stays as it was: the pass goes through a twin, since transformers leaves hooks behind.
+    The source is the tower's pooling, as in `source_of`. Where autograd is on, its graph starts at
+    the input, whether or not the tower is frozen. The tower stays as it was: the pass goes through
+    a twin, since transformers leaves hooks behind.
 
     Taught in notebook 07, "1 · One head of one layer".
     """
@@ -39,10 +41,12 @@ def forward_tower(tower, batch):
         pixels = tower.normalise(pixels) if pixels.dtype == torch.uint8 else pixels.detach()
         inputs = {"pixel_values": pixels.requires_grad_(), "interpolate_pos_encoding": True}
     else:
-        words = twin.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-        inputs = {"inputs_embeds": words, "attention_mask": batch["attention_mask"]}
+        inputs = batch
+        words = twin.get_input_embeddings()  # where the graph starts
+        words.register_forward_hook(lambda module, ids, vectors: vectors.detach().requires_grad_())
     outputs = twin(**inputs, output_attentions=True)
-    return outputs.attentions, outputs.last_hidden_state
+    mask = [batch["attention_mask"]] if "attention_mask" in batch else []
+    return outputs.attentions, source_of(tower, outputs, *mask), tower.pool(outputs, *mask)
 
 
 def record(tower, batch):
@@ -53,7 +57,7 @@ def record(tower, batch):
     Taught in notebook 07, "1 · One head of one layer".
     """
     with torch.no_grad():
-        attentions, _ = forward_tower(tower, batch)
+        attentions, _, _ = forward_tower(tower, batch)
     attentions = torch.stack(attentions).float().cpu()
     if "attention_mask" in batch:
         attentions = attentions * batch["attention_mask"].cpu()[:, None, :, None]
@@ -65,12 +69,30 @@ def one_token(index: int, examples: int, tokens: int) -> Tensor:
     return F.one_hot(torch.full((examples,), index), tokens).float()
 
 
-def pooling(batch: dict[str, Tensor], tokens: int) -> Tensor:
-    """The tower's own pooling as a source [B, N]: CLS for images, all real tokens for captions."""
-    if "pixel_values" in batch:
-        return one_token(0, len(batch["pixel_values"]), tokens)
-    mask = batch["attention_mask"].cpu().float()
-    return mask / mask.sum(dim=1, keepdim=True)
+@torch.no_grad()
+def source_of(tower, outputs, attention_mask=None) -> Tensor:
+    """The tower's own pooling as a source [B, N], from what its model returned of a batch.
+
+    CLS for images, the two tokens of a DeiT, what the probe of a SigLIP attends to; for captions
+    all real tokens, or the last one where the model was trained so.
+    """
+    states = outputs.last_hidden_state
+    source = states.new_zeros(states.shape[:2])
+    if attention_mask is not None and outputs.get("pooler_output") is not None:
+        return source.scatter(1, attention_mask.sum(dim=1, keepdim=True) - 1, 1.0)
+    if attention_mask is not None:
+        return attention_mask.to(source) / attention_mask.sum(dim=1, keepdim=True)
+    if tower.prefix == 0:
+        head = tower.model.head
+        return head.attention(head.probe.expand(len(states), -1, -1), states, states)[1][:, 0]
+    source[:, : tower.prefix] = 1 / tower.prefix
+    return source
+
+
+def pooling(tower, batch: dict[str, Tensor]) -> Tensor:
+    """The tower's own pooling as a source [B, N] on the CPU; batch: as in `forward_tower`."""
+    with torch.no_grad():
+        return forward_tower(tower, batch)[1].float().cpu()
 
 
 def raw_attention(attentions, source, layer=-1, head=None):
@@ -144,12 +166,8 @@ def forward_both(model, images, texts):
     Taught in notebook 07, "5 · Relevance: ask the gradient".
     """
     with training_mode(model, False), torch.enable_grad():  # the heads drop nothing either
-        image_attentions, image_states = forward_tower(model.image_tower, images)
-        text_attentions, text_states = forward_tower(model.text_tower, texts)
-        image_source = pooling(images, image_states.shape[1]).to(image_states)  # [B, N]
-        text_source = pooling(texts, text_states.shape[1]).to(text_states)  # [B, T]
-        image = torch.einsum("bn,bnd->bd", image_source, image_states)  # [B, D]
-        text = torch.einsum("bn,bnd->bd", text_source, text_states)  # [B, D]
+        image_attentions, image_source, image = forward_tower(model.image_tower, images)
+        text_attentions, text_source, text = forward_tower(model.text_tower, texts)
         similarity = (model.project_image(image) * model.project_text(text)).sum(dim=-1)  # [B]
     return (image_attentions, image_source), (text_attentions, text_source), similarity
 
@@ -174,7 +192,7 @@ def relevance(attentions, source, similarity):
 
 
 def patch_grid(tower, pixel_values: Tensor, scores: Tensor) -> Tensor:
-    """Scores of tokens [B, 1 + P] as maps over the image's patches, without CLS: [B, gh, gw]."""
+    """Scores of tokens [B, N] as maps over the image's patches, without CLS: [B, gh, gw]."""
     grid = tuple(side // tower.model.config.patch_size for side in pixel_values.shape[-2:])
     return scores[:, -grid[0] * grid[1] :].unflatten(1, grid)
 
@@ -187,28 +205,13 @@ class Words(NamedTuple):
     special: float
 
 
-def whole_words(tower, ids: list[int]) -> list[tuple[str, list[int]]]:
-    """A caption's words as the tower reads them, each with its pieces' places among the tokens."""
-    # A word that BERT does not know is still a word.
-    special = set(tower.tokenizer.all_special_ids) - {tower.tokenizer.unk_token_id}
-    words = []
-    for k, piece in enumerate(tower.tokenizer.convert_ids_to_tokens(ids)):
-        if piece.startswith("##") and words:
-            name, places = words[-1]
-            words[-1] = name + piece[2:], [*places, k]
-        elif ids[k] not in special:
-            words.append((piece, [k]))
-    return words
-
-
 def word_scores(tower, input_ids: Tensor, scores: Tensor) -> list[Words]:
     """Scores of tokens [B, T] as scores of whole words: those of a word's pieces are added up."""
-    ends = tower.tokenizer.cls_token_id, tower.tokenizer.sep_token_id
-    rows = []
+    special_ids, rows = ends(tower.tokenizer), []
     for ids, row in zip(input_ids.tolist(), scores.tolist()):
         words = whole_words(tower, ids)
         values = [sum(row[k] for k in places) for _, places in words]
-        special = sum(score for token, score in zip(ids, row) if token in ends)
+        special = sum(score for token, score in zip(ids, row) if token in special_ids)
         share = special / max(special + sum(values), 1e-12)
         rows.append(Words([word for word, _ in words], torch.tensor(values), share))
     return rows

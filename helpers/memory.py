@@ -26,6 +26,8 @@ SMALL_TEXT = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1
 class Tower(torch.nn.Module):
     """A transformer of a configuration, all zeros, pooled as the course's towers are."""
 
+    prefix = 1  # CLS
+
     def __init__(self, config, kind):
         super().__init__()
         with torch.device("meta"):  # shapes alone: random weights would take seconds

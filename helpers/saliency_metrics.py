@@ -47,12 +47,16 @@ def questions(images, instances, count: int | None = None) -> list[Question]:
     return rows[:count]
 
 
-def patch_coverage(instances, image_id, name: str, grid: tuple[int, int]) -> Tensor:
+def patch_coverage(instances, image_id, name: str, grid: tuple[int, int], visible=None) -> Tensor:
     """The share of each patch that the objects called `name` cover: [gh, gw].
 
-    The image is squashed to the grid, as it is for a ViT.
+    The image is squashed to the grid, as it is for a ViT. visible: the tower's `visible`, where it
+    does not see the whole image.
     """
-    mask = torch.from_numpy(instances.mask(image_id, name).astype(np.float32))
+    mask = torch.from_numpy(instances.mask(image_id, name).astype(np.float32))  # [H, W]
+    if visible is not None:
+        left, upper, right, lower = map(round, visible(mask.shape[::-1]))
+        mask = mask[upper:lower, left:right]
     return F.adaptive_avg_pool2d(mask[None, None], grid)[0, 0]
 
 

@@ -51,7 +51,7 @@ def while_training(model, image_lr, text_lr, gradient_checkpointing=False):
 
 @contextmanager
 def some_patches(tower, patch_keep_ratio):
-    """Inside, the ViT sees CLS and a random share of an image's patches, others each time.
+    """Inside, the ViT sees a random share of an image's patches, others each time, and CLS.
 
     Li et al. 2022 (FLIP, 2212.00794), section 3. Taught in notebook 04, "Half of the patches".
     """
@@ -59,11 +59,13 @@ def some_patches(tower, patch_keep_ratio):
         yield
         return
 
+    first = tower.prefix  # tokens before the patches: 1, CLS, for a ViT
+
     def keep_some(module, inputs, embedded):  # [B, 1 + P, D], positions already added
         b, n, d = embedded.shape
-        keep = round(patch_keep_ratio * (n - 1))
-        patches = torch.rand(b, n - 1, device=embedded.device).argsort(dim=1)[:, :keep] + 1
-        cls = patches.new_zeros(b, 1)
+        keep = round(patch_keep_ratio * (n - first))
+        patches = torch.rand(b, n - first, device=embedded.device).argsort(dim=1)[:, :keep] + first
+        cls = torch.arange(first, device=embedded.device).expand(b, -1)
         tokens = torch.cat([cls, patches.sort(dim=1).values], dim=1)  # [B, 1 + keep]
         return embedded.gather(1, tokens[:, :, None].expand(-1, -1, d))
 

@@ -75,7 +75,8 @@ def measured(model, image, captions: list[str], other: str) -> dict:
             }
         )
     maps = {method: [rounded(grid[0]) for grid in grids] for method, grids in maps.items()}
-    return {"src": jpeg(image), "maps": maps, "captions": texts}
+    seen = image.crop(model.image_tower.visible(image.size))  # the maps lie over this part
+    return {"src": jpeg(seen), "maps": maps, "captions": texts}
 
 
 def rounded(values) -> list[float]:

@@ -118,6 +118,7 @@ def explained(model, images, sentence: str) -> Figure:
     grids, _ = explain(model, found, [sentence])
     title = f"“{sentence}”, and what spoke for it"
     texts = {"title": title, "label": "relevance, largest = 1"}
+    texts["visible"] = model.image_tower.visible
     titles = [f"cosine {cosine:.2f}" for cosine in cosines]
     return overlays.maps(found, [g / g.max() for g in grids], titles, sources=True, **texts)
 

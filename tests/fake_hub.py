@@ -18,6 +18,7 @@ from tests.faulty_server import running
 
 VIT, BERT = hub.REVISIONS
 WEIGHTS = "model.safetensors"
+PRESENT = "7" * 40  # revision of a model that is not pinned
 PREPROCESSOR = {"do_normalize": True, "do_resize": True, "size": 224}
 PREPROCESSOR |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
@@ -81,7 +82,10 @@ class Answer(BaseHTTPRequestHandler):
         if isinstance(self.server.fault, tuple):
             return self.reply(*self.server.fault)
         models = [name for name in self.server.models if name in path]
-        if not models or hub.REVISIONS[models[0]] not in path:
+        revision = hub.REVISIONS.get(models[0], PRESENT) if models else None
+        if path.endswith("/revision/main") and revision == PRESENT:
+            return self.reply(200, {}, json.dumps({"id": models[0], "sha": PRESENT}).encode())
+        if not models or revision not in path:
             return self.reply(404, {"X-Error-Code": "RepoNotFound"})
         files = self.server.models[models[0]]
         if path.startswith("api/"):
@@ -90,8 +94,8 @@ class Answer(BaseHTTPRequestHandler):
         name = path.rpartition("/")[2]
         if name not in files:
             return self.reply(404, {"X-Error-Code": "EntryNotFound"})
-        content, commit = files[name], hub.REVISIONS[models[0]]
-        headers = {"ETag": f'"{blob(name, content)}"', "X-Repo-Commit": commit}
+        content = files[name]
+        headers = {"ETag": f'"{blob(name, content)}"', "X-Repo-Commit": revision}
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"

@@ -155,7 +155,7 @@ def test_padding_changes_nothing_for_real_tokens(model):
     tower = model.text_tower
     together = tower.tokenize(CAPTIONS)
     attentions = record(tower, together)
-    source = pooling(together, attentions.shape[-1])
+    source = pooling(tower, together)
     assert not together["attention_mask"].all()
     for b, caption in enumerate(CAPTIONS):
         batch = tower.tokenize([caption])
@@ -164,14 +164,14 @@ def test_padding_changes_nothing_for_real_tokens(model):
         assert not attentions[:, b, :, n:].any() and not attentions[:, b, :, :, n:].any()
         for reading in (raw_attention, rollout, attention_flow):
             scores = reading(attentions, source)[b]
-            torch.testing.assert_close(scores[:n], reading(alone, pooling(batch, n))[0])
+            torch.testing.assert_close(scores[:n], reading(alone, pooling(tower, batch))[0])
             assert scores.dtype == attentions.dtype and not scores[n:].any()
 
 
 def test_pooling_is_the_towers_own(tower):
     batch = batch_of(tower)
     states = own_outputs(tower, batch).last_hidden_state
-    weights = pooling(batch, states.shape[1])
+    weights = pooling(tower, batch)
     assert weights.shape == states.shape[:2]
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
     torch.testing.assert_close(torch.einsum("bn,bnd->bd", weights, states), tower(**batch))
@@ -434,7 +434,7 @@ def test_explain_is_the_reading_of_both_towers(model, method):
         reading = {"raw": raw_attention, "rollout": rollout, "flow": attention_flow}[method]
         both = (model.image_tower, images), (model.text_tower, texts)
         attentions = [record(tower, batch) for tower, batch in both]
-        sources = [pooling(batch, x.shape[-1]) for (_, batch), x in zip(both, attentions)]
+        sources = [pooling(*pair) for pair in both]
         scores = [reading(*side) for side in zip(attentions, sources)]
     assert torch.equal(grids.flatten(1), scores[0][:, 1:]) and grids.shape == (3, 4, 4)
     assert [row.words for row in words] == [caption.split() for caption in CAPTIONS]

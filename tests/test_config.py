@@ -8,7 +8,8 @@ from helpers.config import ROOT, get_profile, machine, pick_device
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    for name in ("CLIP_PROFILE", "CLIP_COCO_DIR", "CLIP_DEVICE", "CLIP_RESULTS", "CLIP_TRAINED"):
+    names = ["CLIP_PROFILE", "CLIP_COCO_DIR", "CLIP_DEVICE", "CLIP_RESULTS", "CLIP_TRAINED"]
+    for name in [*names, "CLIP_IMAGE_MODEL", "CLIP_TEXT_MODEL"]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -24,6 +25,21 @@ def test_mini_is_the_default_and_the_environment_wins(monkeypatch):
     assert get_profile().name == "mini"
     monkeypatch.setenv("CLIP_PROFILE", "smoke")
     assert get_profile().name == get_profile("coco").name == "smoke"
+
+
+def test_other_towers_make_another_profile(monkeypatch):
+    mini = get_profile("mini")
+    monkeypatch.setenv("CLIP_IMAGE_MODEL", mini.image_model)
+    monkeypatch.setenv("CLIP_TEXT_MODEL", "")
+    assert get_profile("mini") == mini
+    monkeypatch.setenv("CLIP_TEXT_MODEL", "FacebookAI/roberta-base")
+    other = get_profile("mini")
+    assert other.name.startswith("mini-tiny-vit-roberta-base-")
+    assert other.text_model == "FacebookAI/roberta-base" and other.data == mini.data
+    for place in ("cache", "trained", "results"):
+        assert getattr(other, place) not in (mini.cache, mini.trained, mini.results)
+    monkeypatch.setenv("CLIP_TEXT_MODEL", "elsewhere/roberta-base")
+    assert get_profile("mini").name != other.name
 
 
 def test_unknown_profile_lists_the_known_ones(monkeypatch):

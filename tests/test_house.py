@@ -21,7 +21,7 @@ LAYERS = [
     "minicoco encoders",
     "data",
     "losses model features",
-    "training_context evaluation probes distributed",
+    "training_context evaluation probes distributed published_clip",
     "training",
     "load_or_build",
     "attention max_flow saliency_metrics memory",

@@ -1,5 +1,6 @@
 """The hub: what is asked of it, and what is said where it fails, against a real local server."""
 
+import dataclasses
 import importlib.util
 import re
 import time
@@ -16,7 +17,7 @@ from helpers.config import get_profile
 from helpers.encoders import load_image_tower, load_text_tower
 from helpers.storage import hub
 from helpers.storage.hub import REVISIONS
-from tests.fake_hub import BERT, VIT, WEIGHTS, published, serve, write_cache
+from tests.fake_hub import BERT, PRESENT, VIT, WEIGHTS, published, serve, write_cache
 from tests.tiny import SMALL
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a dog cat ##s runs".split()
@@ -81,6 +82,25 @@ def test_only_what_is_needed_is_fetched_at_the_pinned_revision_and_once(server, 
     ids = text_tower.tokenize(["A DOG runs, cats"])["input_ids"][0]
     pieces = text_tower.tokenizer.convert_ids_to_tokens(ids)
     assert pieces == ["[CLS]", "a", "dog", "runs", "[UNK]", "cat", "##s", "[SEP]"]
+
+
+def test_a_model_that_is_not_pinned_is_fetched_as_it_is_now_once_and_says_which(
+    server, monkeypatch, capsys
+):
+    server.models["someone/deit"] = {**server.models[VIT], "pytorch_model.bin": b"a pickle"}
+    profile = dataclasses.replace(PROFILE, image_model="someone/deit")
+    for _ in range(2):
+        assert load_image_tower(profile).dim == 16
+        assert capsys.readouterr().out == f"someone/deit: revision {PRESENT}.\n"
+        fetched = {path for method, path in server.requests if method == "GET"}
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    files = {path.rpartition("/")[2] for path in fetched if "api/" not in path}
+    assert files == {"config.json", "preprocessor_config.json", WEIGHTS}
+    assert len(server.requests) == len(set(server.requests))
+    for name in ("facebook/dinov2-small", "FacebookAI/roberta-base", "gpt2"):
+        message = rf"{name} lacks config.json, {WEIGHTS} in .*run `hf download {name}`"
+        with pytest.raises(OSError, match=message):
+            hub.model_folder(name)
 
 
 # What goes wrong

@@ -36,6 +36,16 @@ def test_a_map_covers_its_image_patch_by_patch():
     assert axes.patches[0].get_bbox().bounds == (31.5, 15.5, 16, 16)
 
 
+def test_a_map_lies_over_the_part_that_the_tower_sees():
+    axes = plt.subplots()[1]
+    look = {"marked": (1, 2), "visible": lambda size: (8, 0, 8 + size[1], size[1])}
+    drawn = overlays.overlay(axes, IMAGES[0], GRIDS[0], **look)
+    assert drawn.get_extent() == [7.5, 39.5, 31.5, -0.5]
+    assert axes.get_xlim() == (-0.5, 47.5) and axes.get_ylim() == (31.5, -0.5), "all is shown"
+    high, wide = 32 / np.array(GRIDS[0].shape)
+    assert axes.patches[0].get_bbox().bounds == pytest.approx((7.5 + 2 * wide, 15.5, wide, high))
+
+
 def test_strength_goes_from_the_image_alone_to_the_map_alone():
     axes = plt.subplots()[1]
     drawn = overlays.overlay(axes, IMAGES[0], GRIDS[0], strength=0)

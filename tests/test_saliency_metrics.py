@@ -47,6 +47,12 @@ def test_coverage_is_the_share_of_each_patch(data):
     images, instances = data
     dog = metrics.patch_coverage(instances, images.image_ids[1], "dog", GRID)
     assert dog.tolist() == [[1, 0], [1, 0]]
+
+    def right_half(size):
+        return (size[0] / 2, 0, *size)
+
+    part = metrics.patch_coverage(instances, images.image_ids[1], "dog", GRID, right_half)
+    assert part.tolist() == [[0, 0], [0, 0]]
     cat = metrics.patch_coverage(instances, images.image_ids[2], "cat", GRID)
     assert cat[0, 1] == pytest.approx(0.5, abs=0.05) and cat.sum() == cat[0, 1]
     assert metrics.patch_coverage(instances, images.image_ids[1], "apple", (3, 5)).sum() == 0

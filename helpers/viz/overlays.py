@@ -26,25 +26,29 @@ def heat(strength: float) -> ListedColormap:
     return ListedColormap(colours)
 
 
-def overlay(axes, image, grid, top: float | None = None, strength: float = 0.85, marked=None):
+def overlay(axes, image, grid, top=None, strength: float = 0.85, marked=None, visible=None):
     """A map [gh, gw] over its image, which turns grey and pale; returns what a colour bar takes.
 
     top: the end of the scale, by default the map's largest value; strength: from 0, the image
-    alone, to 1, where high values hide it; marked: (row, column) of a patch to outline.
+    alone, to 1, where high values hide it; marked: (row, column) of a patch to outline; visible:
+    the tower's `visible`, where it does not see the whole image.
     """
     grid = np.asarray(grid, float)
     top = max(grid.max(), 1e-12) if top is None else top
-    image = shown(image)
+    box = (0, 0, *image.size) if visible is None else visible(image.size)
+    full, image = image.size, shown(image)
     width, height = image.size
     grey = image.convert("L").convert("RGB")
     grey = Image.blend(grey, Image.new("RGB", image.size, "white"), 0.4)
     show_image(axes, Image.blend(image.convert("RGB"), grey, min(1.0, 1.5 * strength)))
     look = {"cmap": heat(strength), "interpolation": "nearest"}
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    drawn = axes.imshow(grid, vmin=0, vmax=top, extent=extent, **look)
+    left, right = (x * width / full[0] - 0.5 for x in box[::2])
+    upper, lower = (y * height / full[1] - 0.5 for y in box[1::2])
+    drawn = axes.imshow(grid, vmin=0, vmax=top, extent=(left, right, lower, upper), **look)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     if marked is not None:
-        wide, high = width / grid.shape[1], height / grid.shape[0]  # of a patch
-        corner = marked[1] * wide - 0.5, marked[0] * high - 0.5
+        wide, high = (right - left) / grid.shape[1], (lower - upper) / grid.shape[0]  # of a patch
+        corner = left + marked[1] * wide, upper + marked[0] * high
         for color, line in (("white", 4), ("black", 2)):  # visible on light and on dark
             look = {"fill": False, "edgecolor": color, "linewidth": line}
             axes.add_patch(plt.Rectangle(corner, wide, high, **look))
@@ -75,12 +79,12 @@ def word_bars(axes, words, scores, special: float | None = None, word: int | Non
 
 
 def maps(images, grids, titles=None, columns=5, title="", label="score", top=None, size=2.0,
-         sources=False, outlines=None) -> Figure:  # fmt: skip
+         sources=False, outlines=None, visible=None) -> Figure:  # fmt: skip
     """Maps [gh, gw] over their images, in rows, with one colour bar for all.
 
     titles [N]: one above each; top: the end of the scale, by default the largest value of all;
     size: of an image, in inches; sources: with the first row's images as they are above it;
-    outlines [N]: a mask [H, W] to outline in each image, or None.
+    outlines [N]: a mask [H, W] to outline in each image, or None; visible: as in `overlay`.
     """
     count, extra = len(images), int(sources)
     titles = [wrap(text, int(size * 12)) for text in titles or [""] * count]
@@ -97,7 +101,7 @@ def maps(images, grids, titles=None, columns=5, title="", label="score", top=Non
     for axes in places[count:]:
         axes.axis("off")
     for axes, image, grid, text, outline in zip(places[:count], images, grids, titles, outlines):
-        drawn = overlay(axes, image, grid, top=top)
+        drawn = overlay(axes, image, grid, top=top, visible=visible)
         axes.set_title(text, fontsize=9, fontweight="normal")
         if outline is not None:
             axes.contour(outline, [0.5], colors="black", linewidths=1)
@@ -106,11 +110,14 @@ def maps(images, grids, titles=None, columns=5, title="", label="score", top=Non
     return figure
 
 
-def own_scales(image, grids: dict, title: str = "") -> Figure:
-    """Maps {name: [gh, gw]} of one image side by side, each with its own scale and colour bar."""
+def own_scales(image, grids: dict, title: str = "", visible=None) -> Figure:
+    """Maps {name: [gh, gw]} of one image side by side, each with its own scale and colour bar.
+
+    visible: as in `overlay`.
+    """
     figure, panels = plt.subplots(1, len(grids), figsize=(3.9 * len(grids), 3.8), squeeze=False)
     for axes, (name, grid) in zip(panels[0], grids.items()):
-        drawn = overlay(axes, image, grid)
+        drawn = overlay(axes, image, grid, visible=visible)
         figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=MaxNLocator(5), format=SHORT)
         axes.set_title(name, fontsize=11)
     figure.suptitle(title)
@@ -118,11 +125,12 @@ def own_scales(image, grids: dict, title: str = "") -> Figure:
 
 
 def map_and_words(
-    image, grid, words, title="", label="score", strength=0.85, top=None, marked=None, word=None
-) -> Figure:
+    image, grid, words, title="", label="score", strength=0.85, top=None, marked=None, word=None,
+    visible=None,
+) -> Figure:  # fmt: skip
     """An image, its map with a colour bar, and its caption's words (`attention.Words`) as bars.
 
-    strength, top, marked: as in `overlay`; word: the number of one to mark.
+    strength, top, marked, visible: as in `overlay`; word: the number of one to mark.
     """
     width, height = 10.6, 4.4
     # Laid out by hand, in inches: drawn three times as fast as a layout that has to be found.
@@ -133,7 +141,8 @@ def map_and_words(
         figure.add_axes([x / width, y / height, w / width, h / height]) for x, y, w, h in places
     )
     show_image(left, image)
-    drawn = overlay(middle, image, grid, top=top, strength=strength, marked=marked)
+    look = {"top": top, "strength": strength, "marked": marked, "visible": visible}
+    drawn = overlay(middle, image, grid, **look)
     figure.colorbar(drawn, cax=bar, ticks=MaxNLocator(5), format=SHORT)
     bar.set_ylabel(label, fontsize=9)
     bar.tick_params(labelsize=8.5)
