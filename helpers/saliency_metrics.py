@@ -33,8 +33,13 @@ def questions(images, instances, count: int | None = None) -> list[Question]:
 
     images: `CaptionedImages`, instances: `Instances` of the same folder. Their order, and which
     object is named, follow from a hash of the image's id. Crowds have no mask of their own and are
-    left out.
+    left out. Where there are no instances, each image is asked for its first caption, and the wrong
+    one is another's.
     """
+    if instances is None:
+        captions = [images.captions(i)[0] for i in range(len(images))]
+        pairs = enumerate(zip(captions, captions[1:] + captions[:1]))
+        return [Question(i, "its caption", "another's", *pair) for i, pair in pairs][:count]
     rows = []
     for i in np.argsort(splitmix64(images.image_ids)):
         image_id = images.image_ids[i]
