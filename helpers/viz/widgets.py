@@ -176,8 +176,8 @@ def explained(model, file, captions, caption_embeds, names, name_embeds, drawn, 
     shape = {"width_ratios": [3, 3.6, 2.6], "height_ratios": [3, 1.7]}
     axes = figure.subplot_mosaic("imw;ccp", **shape)
     figures.show_image(axes["i"], image)
-    drawn = overlays.overlay(axes["m"], image, grids[0], visible=model.image_tower.visible)
-    figure.colorbar(drawn, label="relevance")
+    heat = overlays.overlay(axes["m"], image, grids[0], visible=model.image_tower.visible)
+    figure.colorbar(heat, label="relevance")
     overlays.word_bars(axes["w"], *words[0])
     show_answers(axes["c"], axes["p"], found, classes, width=90)
     cosine = float(model.encode_texts([caption])[0] @ embed)
