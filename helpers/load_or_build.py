@@ -187,10 +187,10 @@ def made_of(profile: Profile, tuned: bool = False) -> dict[str, str]:
     recipe = [profile.embed_dim, profile.max_length, profile.head_epochs, HEADS_BATCH]
     recipe += [HEADS["projection"], tuning(profile) if tuned else None]
     made = dict(zip(("image_tower", "text_tower"), map(weights_digest, towers(profile))))
-    return made | {"data": digest(source), "recipe": digest(recipe)}
+    return made | {"data": digest_of(source), "recipe": digest_of(recipe)}
 
 
-def digest(content) -> str:
+def digest_of(content) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -198,7 +198,7 @@ def beside(profile: Profile, name: Path, made: dict) -> Path:
     """Where the model of this name is kept that is made of this; what is there stays there."""
     folder = Path(profile.trained, name)
     if (folder / "heads.json").is_file() and not made.items() <= load_heads(folder)[1].items():
-        return Path(profile.cache, f"made-of-{digest(made)[:12]}", name)
+        return Path(profile.cache, f"made-of-{digest_of(made)[:12]}", name)
     return folder
 
 
