@@ -113,6 +113,8 @@ RIGHT = {
     "07-caption": ["relevance"],
     "08-local": (math.log(64), math.log(512)),
     "08-ring": lambda rank, k, world: (rank - k) % world,
+    "09-interval": lambda p, n: 1.96 * math.sqrt(p * (1 - p) / n),
+    "09-epochs": lambda pictures, batch, steps: round(steps / (pictures // min(batch, pictures))),
 }
 WRONG = [
     ("00-diagonal", lambda s: own(s.argmax(dim=0)).float().mean(), "columns"),
@@ -154,6 +156,9 @@ WRONG = [
     ("07-caption", ["rollout", "relevance"], "get in there"),
     ("07-caption", "Relevance", "none of the four"),
     ("07-caption", [], "both towers"),
+    ("09-interval", lambda p, n: 0.98 / math.sqrt(n), "0.5 is built in"),
+    ("09-epochs", lambda pictures, batch, steps: steps * batch / pictures, "is 14"),
+    ("09-epochs", lambda pictures, batch, steps: steps // (pictures // batch), "83 epochs"),
 ]
 
 
