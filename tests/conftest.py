@@ -7,7 +7,7 @@ from tests.coco_files import elsewhere
 
 # No windows; set here and not in the environment, which the kernels of notebooks inherit.
 matplotlib.use("Agg")
-LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_browser.py"]
+LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_run_again.py", "test_browser.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -1,12 +1,13 @@
 """The notebooks as the tests read them."""
 
 import functools
+import re
 import shutil
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
-from scripts.run_notebooks import ROOT
+from scripts.run_notebooks import ROOT, settle
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -27,6 +28,21 @@ def python(cell):
 
 def prose(path):
     return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+TIMES = re.compile(r"\d/\d+ \[|\d (s|ms|seconds?|minutes?)\b|/s\b|a second|speed-up|faster|peaks")
+COLUMN = re.compile(r".*seconds here(\n.+)*")  # of a table
+
+
+def said(outputs):
+    """The lines of a cell's outputs, without progress and times: the same in every run."""
+    text = ""
+    for output in outputs:
+        text += output.get("text", "")
+        if "text/plain" in output.get("data", {}):
+            text += output["data"]["text/plain"] + "\n"
+    lines = COLUMN.sub("", settle(text)).splitlines()
+    return {line for line in lines if not TIMES.search(line)}
 
 
 def copy_course(folder, *paths):

@@ -4,9 +4,10 @@ import json
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from scripts.run_notebooks import ROOT, SOLUTION, execute, problems
-from tests.notebooks import NOTEBOOKS, code_cells, copy_course, prose, read
+from tests.notebooks import NOTEBOOKS, code_cells, copy_course, prose, read, said
 
 SETUP = (ROOT / "notebooks/setup_cell.py").read_text(encoding="utf-8").strip()
 
@@ -14,13 +15,20 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 @each_notebook
-def test_runs_alone_on_smoke(path, tmp_path):
+def test_runs_alone_on_smoke_and_each_cell_can_be_run_again(path, tmp_path):
     """In a fresh copy of the repository without data/: nothing of earlier notebooks can help."""
-    results, (copy,) = tmp_path / "results", copy_course(tmp_path, path)
+    copy_course(tmp_path)
+    results, twice = tmp_path / "results", tmp_path / f"notebooks/{path.name}"
+    cells = [new_code_cell(cell.source) for cell in code_cells(path) for _ in range(2)]
+    nbformat.write(new_notebook(cells=cells), twice)
+    before = twice.read_bytes()
     env = {"CLIP_PROFILE": "smoke", "CLIP_RESULTS": str(results)}
-    executed = execute(copy, cwd=tmp_path / "notebooks", env=env, timeout=300)
-    assert problems(executed) == []
-    assert nbformat.read(copy, 4) == read(path)
+    executed = execute(twice, cwd=tmp_path / "notebooks", env=env, timeout=300)
+    assert twice.read_bytes() == before
+    for first, again in zip(executed.cells[::2], executed.cells[1::2], strict=True):
+        for run in (first, again):
+            assert problems(new_notebook(cells=[run])) == [], first.source
+        assert said(again.outputs) <= said(first.outputs), first.source
     for file in results.glob("*.json"):
         result = json.loads(file.read_text())
         assert file.stem == result["notebook"] == path.name[:2]
