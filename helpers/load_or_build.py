@@ -25,6 +25,7 @@ from helpers.features import Embeddings, embed_images, embed_texts, extract_embe
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, save_heads
+from helpers.published_clip import published_clip as published_clip  # notebooks find it here
 from helpers.storage import own_data
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.download import download
