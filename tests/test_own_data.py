@@ -192,3 +192,13 @@ def test_where_most_captions_are_shared_equal_ones_are_positives_of_each_other(r
         texts = np.array(train.embeds.captions)[visiting_order(0, 1, train.image_ids)]
         same = batch["image_ids"][:, None] == batch["image_ids"]
         assert np.array_equal(same, texts[:, None] == texts) and same.sum() > len(texts)
+
+
+def test_a_split_too_small_to_test_on_is_refused(root):
+    names = write_pictures(root)
+    rows = [f'{name},"{caption(i)}",{"test" if i < 3 else "train"}' for i, name in enumerate(names)]
+    (root / "c.csv").write_text("\n".join(["image,caption,split", *rows]))
+    profile = get_profile("smoke", data=str(root))
+    with pytest.raises(ValueError, match="Only 3 pictures would be left for val, where 8 are"):
+        splits_of(profile)
+    assert not profile.data.exists()

@@ -16,7 +16,7 @@ from helpers.storage.caption_tables import read_table
 from helpers.storage.files import replace_when_complete
 from helpers.storage.images import broken
 
-FEWEST = 40  # pictures
+FEWEST, SMALLEST = 40, 8  # pictures in all and in a split
 SIZES = {"val": (5, 1000), "dev": (10, 500)}  # one of so many pictures, and at most
 # What a column `split` may say. "val" is what is reported, unless there is a test set for that.
 SPLITS = {"test": "val", "dev": "dev", "val": "val", "valid": "val", "validation": "val"}
@@ -85,7 +85,14 @@ def write_splits(folder: Path, table, distinct: bool) -> None:
     captions = table.groupby("path")["caption"].unique()
     number = {path: i for i, path in enumerate(captions.index, 1)}
     said = table.groupby("path")["split"].first().to_dict()
-    for split, paths in dealt(said, captions if distinct else None).items():
+    splits = dealt(said, captions if distinct else None)
+    smallest = min(splits, key=lambda split: len(splits[split]))
+    if len(splits[smallest]) < SMALLEST:
+        raise ValueError(
+            f"Only {len(splits[smallest])} pictures would be left for {smallest}, where "
+            f"{SMALLEST} are needed: add some{', with captions of their own' if distinct else ''}."
+        )
+    for split, paths in splits.items():
         notes = [(number[path], caption) for path in paths for caption in captions[path]]
         annotations = [
             {"id": i, "image_id": image_id, "caption": caption}
@@ -111,7 +118,7 @@ def dealt(said: dict[Path, str], captions=None) -> dict[str, list[Path]]:
         pile = left if split == "train" else splits[split]
         pile.append(twins)
     for split, (share, most) in SIZES.items():
-        wanted = min(most, max(8, len(said) // share)) if not splits[split] else 0
+        wanted = min(most, max(SMALLEST, len(said) // share)) if not splits[split] else 0
         pool, left, used = left, [], set()
         for twins in pool:
             texts = [] if captions is None else [text for path in twins for text in captions[path]]
