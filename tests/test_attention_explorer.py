@@ -88,6 +88,15 @@ def test_a_control_that_is_not_read_is_disabled_and_changes_nothing(widget, meth
             assert shown(widget) == before, name
 
 
+def test_images_without_captions_ask_for_one(model):
+    bare = explorer(model, IMAGES)
+    assert "Type a caption" in bare.message.value
+    put(bare, caption="a dog on the beach")
+    assert bare.message.value == "" and bare.image.value
+    put(bare, number=2)
+    assert bare.captions() == []
+
+
 def test_the_source_is_marked(widget, monkeypatch):
     marks, draw = [], attention_explorer.overlays.map_and_words
 

@@ -56,7 +56,9 @@ class Explorer(controls.Live):
     def __init__(self, model, images, captions=None, start: int = 0):
         self.model, self.state, self.file = model, {}, (None, None)
         self.image_at = images.image if hasattr(images, "image") else images.__getitem__
-        self.captions_at = images.captions if captions is None else captions.__getitem__
+        self.captions_at = getattr(images, "captions", lambda i: [])  # a list has none
+        if captions is not None:
+            self.captions_at = captions.__getitem__
         self.towers = {"image": model.image_tower.model, "text": model.text_tower.model}
         scene = {"first": "car", "colour": "red", "second": "dog"}
         self.scene = controls.SceneControls(list(sprites.CATEGORIES), scene)
@@ -101,7 +103,7 @@ class Explorer(controls.Live):
         if owner in of_image:
             c["choice"].options = self.captions() or ["none: type one below"]
             c["choice"].disabled = origin == FILE
-        if owner in (*of_image, c["choice"]) and origin != FILE:
+        if owner in (*of_image, c["choice"]) and origin != FILE and self.captions():
             c["caption"].value = c["choice"].value
         parts = {c["number"]: GALLERY, c["file"]: FILE} | dict.fromkeys(self.lines[1:5], SCENE)
         for part, its_origin in parts.items():
