@@ -22,6 +22,7 @@ from helpers.storage.caption_tables import read_table
 ROOT = Path(__file__).resolve().parent.parent
 # What little data is trained for at least; a small epoch is a step or two.
 HEAD_STEPS, TUNE_STEPS = 600, 100
+HEADS_BATCH = 512  # images a step when heads are trained
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def on_own_data(profile: Profile, source: Path, columns: str, skip_faults: bool)
     table, _ = read_table(source, columns)
     count = table["path"].nunique()
     captions = table.drop_duplicates(["image", "caption"])["caption"]
-    steps = max(1, count // 512), max(1, count // profile.batch_size)  # of an epoch
+    steps = max(1, count // HEADS_BATCH), max(1, count // profile.batch_size)  # of an epoch
     sizes = {f"{split}_images": None for split in ("train", "dev", "val")}
     folders = {f"{split}_folder": split for split in ("train", "dev", "val")}
     epochs = {

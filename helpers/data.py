@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from helpers.storage.caption_files import read_captions
+from helpers.storage.caption_files import read_captions, some
 from helpers.storage.download import WHERE
 from helpers.storage.images import open_image, prefetch
 
@@ -121,12 +121,12 @@ class CaptionedImages:
         if not (self.root / self.folder).is_dir():
             raise FileNotFoundError(f"The folder {self.root / self.folder} does not exist. {WHERE}")
         if not self.counts.all():
-            bare = _some(self.image_ids[self.counts == 0])
+            bare = some(self.image_ids[self.counts == 0])
             raise ValueError(f"{self.annotation_file} has no caption for {bare}: leave them out.")
         paths = [self.path(i) for i in range(len(self))]
         missing = [path for path in paths if not path.exists()]
         if missing:
-            lost = f"{len(missing)} of {len(self)} images do not exist: {_some(missing)}"
+            lost = f"{len(missing)} of {len(self)} images do not exist: {some(missing)}"
             raise FileNotFoundError(f"{lost}. {WHERE}")
         for path in paths:
             with open(path, "rb", buffering=0) as file:
@@ -135,11 +135,6 @@ class CaptionedImages:
                     # An odd ending is no proof, failing to decode is.
                     open_image(path)
         return self
-
-
-def _some(items) -> str:
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(map(str, items[:3])) + more
 
 
 def load_split(profile, split: str) -> CaptionedImages:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from helpers.config import ROOT, Profile, machine, pick_device
+from helpers.config import HEADS_BATCH, ROOT, Profile, machine, pick_device
 from helpers.data import CaptionedImages, Examples, load_split
 from helpers.encoders import ImageTower, TextTower, load_towers
 from helpers.features import Embeddings, embed_images, embed_texts, extract_embeddings
@@ -34,7 +34,6 @@ from helpers.training import History, fit
 
 # Not kept beside the heads: long, or different at every run.
 UNSTEADY = ("losses", "seconds", "images_per_second")
-HEADS_BATCH = 512
 # At step 0 this bias neither pulls nor pushes: notebook 05.
 CALM = {"logit_bias": -math.log(HEADS_BATCH - 1)}
 TEN = {"logit_scale": math.log(10)}  # where the SigLIP paper starts; CLIP starts at 14.3
@@ -52,6 +51,12 @@ DEV_LOOKED_AT = 500
 
 def data(profile: Profile, split: str) -> CaptionedImages:
     """Images and captions of a split ("train", "dev" or "val"), rendered or downloaded first."""
+    bring(profile)
+    return load_split(profile, split)
+
+
+def bring(profile: Profile) -> None:
+    """Renders, checks or downloads the data of a profile, unless they are there."""
     if profile.rendered:
         if not (profile.data / "annotations").is_dir():
             print("First the images are drawn, then their features are extracted, where they are "
@@ -62,7 +67,6 @@ def data(profile: Profile, split: str) -> CaptionedImages:
             announce(profile)
     else:
         download(profile)
-    return load_split(profile, split)
 
 
 def announce(profile: Profile) -> None:
@@ -163,9 +167,7 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     print(f"Training projection heads, seed {seed}: once, then they are loaded.")
     train, dev = embeddings(profile, "train"), embeddings(profile, "dev")
     model = fresh_heads(profile, "projection", seed)
-    settings = {"epochs": profile.head_epochs, "patience": max(10, profile.head_epochs // 10)}
-    settings["lr"] = HEADS["projection"][1]
-    history = fit(model, train, dev, seed=seed, **settings)
+    history = fit(model, train, dev, seed=seed, **heads_training(profile, "projection"))
     model.history = history
     if history.interrupted:
         print(f"The training of seed {seed} was interrupted: its heads are not kept.")
@@ -181,10 +183,15 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
 
 def made_of(profile: Profile, tuned: bool = False) -> dict[str, str]:
     """Digests of all that a profile's heads, or its tuned model, come from, besides the seed."""
+    source = [profile.train_images, profile.dev_images]
     if profile.rendered:
         source = [render.edition(profile)]
     else:
-        source = [data(profile, split).fingerprint() for split in ("train", "dev")]
+        bring(profile)
+        folders = profile.train_folder, profile.dev_folder
+        names = [f"annotations/captions_{folder}.json" for folder in folders]
+        for name in ["stamp"] if profile.source else names:
+            source.append(hashlib.sha256(Path(profile.data, name).read_bytes()).hexdigest())
     recipe = [profile.embed_dim, profile.max_length, profile.head_epochs, HEADS_BATCH]
     recipe += [HEADS["projection"], tuning(profile) if tuned else None]
     made = dict(zip(("image_tower", "text_tower"), map(weights_digest, towers(profile))))
@@ -293,6 +300,12 @@ def over_seeds(
                 row[key] = round(float(known[name]), 5)
         result[prefix + name] = row
     return result
+
+
+def heads_training(profile: Profile, name: str) -> dict:
+    """The settings with which `fit` trains heads of HEADS until dev no longer gets better."""
+    patience = max(10, profile.head_epochs // 10)
+    return {"epochs": profile.head_epochs, "lr": HEADS[name][1], "patience": patience}
 
 
 def tuning(profile, image=True, text=True):

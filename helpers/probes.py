@@ -116,7 +116,8 @@ def load_probes(profile, split: str = "val") -> dict[str, LabelledImages]:
     """
     root = profile.data / ("probes" if split == "val" else f"probes_{split}")
     if not root.is_dir():
-        return {"known": object_crops(profile, split)} if load_instances(profile, split) else {}
+        crops = object_crops(profile, split)
+        return {} if crops is None else {"known": crops}
     probes = {}
     for name in TASKS:
         if not (root / name).is_dir():
@@ -131,9 +132,15 @@ def load_probes(profile, split: str = "val") -> dict[str, LabelledImages]:
     return probes
 
 
-def object_crops(profile, split: str = "val", limit: int = 1000) -> LabelledImages:
-    """Squares around the one object that covers a tenth of an image or more, if they fit in."""
-    images, instances = load_split(profile, split), load_instances(profile, split)
+def object_crops(profile, split: str = "val", limit: int = 1000) -> LabelledImages | None:
+    """Squares around the one object that covers a tenth of an image or more, if they fit in.
+
+    None where nothing says what the images show.
+    """
+    instances = load_instances(profile, split)
+    if instances is None:
+        return None
+    images = load_split(profile, split)
     paths, labels, crop_boxes = [], [], []
     for i, image_id in enumerate(images.image_ids):
         if image_id not in instances.coco.imgs or len(paths) == limit:

@@ -72,8 +72,7 @@ def main(argv=None):
     name = {"clip": "projection", "siglip": "siglip-projection"}[args.loss]
     model = load_or_build.fresh_heads(profile, name, seed)
     shared = {"seed": seed, "precision": args.precision}
-    settings = {"epochs": profile.head_epochs, "lr": load_or_build.HEADS[name][1], "patience": 10}
-    settings["checkpoints"] = output / "heads"
+    settings = load_or_build.heads_training(profile, name) | {"checkpoints": output / "heads"}
     histories = {"heads": finished(fit(model, train, dev, **settings, **shared))}
     tuned = [side for side in ("image", "text") if args.tune in (side, "both")]
     if tuned:

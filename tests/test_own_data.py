@@ -21,7 +21,8 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "ROOT", tmp_path / "course")
     for name in ("CLIP_DATA", "CLIP_COLUMNS", "CLIP_SKIP_FAULTS", "CLIP_PROFILE", "CLIP_RESULTS"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path / "photos"
+    (tmp_path / ".albums").mkdir()  # what is hidden above the folder is no matter
+    return tmp_path / ".albums/photos"
 
 
 def picture(path, seed=0):
@@ -119,7 +120,10 @@ def test_all_that_is_wrong_is_said_at_once_with_counts_and_the_first_three(root,
 
 
 def test_what_cannot_be_captions_is_refused_with_what_is_accepted(root, tmp_path):
-    for path, sentence in [("nowhere", "does not exist"), ("photos/a.jpg", "cannot be read")]:
+    for path, sentence in [
+        ("nowhere", "does not exist"),
+        (".albums/photos/a.jpg", "cannot be read"),
+    ]:
         root.mkdir(exist_ok=True)
         (root / "a.jpg").write_bytes(b"not a table")
         with pytest.raises((ValueError, FileNotFoundError), match=f"{sentence}.*CSV, TSV or JSONL"):

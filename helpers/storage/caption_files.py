@@ -53,6 +53,12 @@ def read_json(path, *keys) -> tuple[dict, str]:
     return data, hashlib.sha256(content).hexdigest()
 
 
+def some(items) -> str:
+    """The first three of them, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(str, items[:3])) + more
+
+
 def refuse_unknown_words(tower, texts: list[str]) -> None:
     """ValueError where the tokenizer does not know a fifth of the words of a thousand captions.
 

@@ -39,8 +39,8 @@ def read_table(source: Path, columns: str = "") -> tuple[pd.DataFrame, list[str]
     root = source if source.is_dir() else source.parent
     if root.name == "annotations":  # COCO's: the pictures lie beside it
         root = root.parent
-    inside = [path for path in sorted(root.rglob("*")) if "/." not in path.as_posix()]
-    pictures = [path for path in inside if path.suffix.lower() in PICTURES]
+    pictures = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in PICTURES]
+    pictures = [path for path in pictures if not is_hidden(path.relative_to(root))]
     listed = [str(path) for path in pictures]
     if file is None:
         table = text_files(pictures)
@@ -68,6 +68,10 @@ def caption_file(source: Path) -> Path | None:
         names = ", ".join(path.name for path in tables)
         raise ValueError(f"{source} holds several tables, {names}: name one of them as DATA.")
     return tables[0] if tables else None
+
+
+def is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def text_files(pictures: list[Path]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from helpers.storage.caption_files import refuse_unknown_words
+from helpers.storage.caption_files import refuse_unknown_words, some
 from helpers.storage.caption_tables import read_table
 from helpers.storage.files import replace_when_complete
 from helpers.storage.images import broken
@@ -70,10 +70,6 @@ def usable(profile, table, without_caption: list[str], text_tower):
     if report:
         raise ValueError("\n".join([f"{profile.source} cannot be used as it is.", *report]))
     return good
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def write_splits(folder: Path, table, distinct: bool) -> None:

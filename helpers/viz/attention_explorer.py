@@ -101,9 +101,10 @@ class Explorer(controls.Live):
         self.scene.follow(owner)
         of_image = (None, c["origin"], c["number"], *self.scene.controls.values())
         if owner in of_image:
-            c["choice"].options = self.captions() or ["none: type one below"]
-            c["choice"].disabled = origin == FILE
-        if owner in (*of_image, c["choice"]) and origin != FILE and self.captions():
+            captions = self.captions()  # none of a file, nor of images that came without
+            c["choice"].options = captions or ["none: type one below"]
+            c["choice"].disabled = not captions
+        if owner in (*of_image, c["choice"]) and not c["choice"].disabled:
             c["caption"].value = c["choice"].value
         parts = {c["number"]: GALLERY, c["file"]: FILE} | dict.fromkeys(self.lines[1:5], SCENE)
         for part, its_origin in parts.items():
