@@ -75,8 +75,12 @@ def same(result, right, within: float, relative: float = 1e-4) -> bool:
         return len(result) == len(right) and all(
             same(a, b, within, relative) for a, b in zip(result, right)
         )
+    if isinstance(result, list):  # of rows, each a list, an array or a tensor
+        result = torch.stack([torch.as_tensor(row) for row in result]) if result else torch.empty(0)
     result = torch.as_tensor(result).detach().cpu().double()
     right = torch.as_tensor(right).double()
+    if right.dim() == 0 and result.numel() == 1:
+        result = result.squeeze()  # a number in brackets
     return result.shape == right.shape and torch.allclose(result, right, relative, within)
 
 

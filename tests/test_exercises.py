@@ -206,12 +206,13 @@ def test_each_wrong_result_of_the_table_gets_its_hint(name, number, result, hint
 
 
 def test_every_type_of_number_is_accepted():
-    for kind in (np.float32, np.float64, torch.tensor, lambda x: torch.tensor(x).requires_grad_()):
+    kinds = np.float32, np.float64, torch.tensor, np.atleast_1d
+    for kind in (*kinds, lambda x: torch.tensor(x).requires_grad_()):
         check("00-chance", kind(0.005), strict=True)
         check("05-shift", lambda n, m, kind=kind: kind(RIGHT["05-shift"](n, m)), strict=True)
     check("08-local", np.float32(RIGHT["08-local"]), strict=True)
     check("08-local", torch.tensor(RIGHT["08-local"]), strict=True)
-    for kind in (np.asarray, torch.Tensor.double, torch.Tensor.tolist):
+    for kind in (np.asarray, torch.Tensor.double, torch.Tensor.tolist, list):
         for name in ("02-masked-mean", "03-temperature", "07-two-layers"):
             check(name, lambda *x, f=RIGHT[name], kind=kind: kind(f(*x)), strict=True)
 
