@@ -5,7 +5,6 @@ import importlib.util
 import re
 import time
 from functools import partial
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -130,11 +129,11 @@ def test_no_connection(server):
     fails(f"could not be downloaded from {server.url} .* HTTPS_PROXY and HF_ENDPOINT")
 
 
-@pytest.mark.parametrize("status, code", [(401, "RepoNotFound"), (403, "GatedRepo"), (403, "")])
+@pytest.mark.parametrize("status, code", [(401, "RepoNotFound"), (403, "GatedRepo")])
 def test_token_asked_for(server, monkeypatch, status, code):
     monkeypatch.setenv("HF_TOKEN", "hf_worn_out")
     server.fault = status, {"X-Error-Code": code}
-    fails(rf"{VIT} only with a valid token \({status}\): .*HF_TOKEN .*settings/tokens")
+    fails(rf"has no {VIT}, or gives it only with a valid token: .*HF_TOKEN .*settings/tokens")
 
 
 def test_missing_safetensors_and_no_pickle_instead(server):
@@ -157,11 +156,6 @@ def test_a_download_that_breaks_leaves_nothing_that_looks_whole(server, tmp_path
     assert not list((tmp_path / "hub").glob(f"models--*/snapshots/*/{WEIGHTS}"))
     server.fault = None
     assert load_image_tower(PROFILE).dim == 16
-
-
-def test_full_disk(server, monkeypatch):
-    monkeypatch.setattr(hub, "snapshot_download", Mock(side_effect=OSError(28, "No space left")))
-    fails("disk is full .* HF_HOME")
 
 
 # MiniLM

@@ -5,13 +5,13 @@ Weights are read from safetensors only, since other formats can run code when th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import re
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from helpers.config import ROOT
 
@@ -95,26 +95,19 @@ def lacking(snapshot: Path | str | None, needed: list[str]) -> str:
 
 def advice(model: str, error: Exception, missing: str) -> str | None:
     """What kept a model from being fetched and what to do about it; None for what is rare."""
-    causes = [error]
-    for cause in causes:
-        # Grows while it is read: the error, its cause, the cause of that.
-        causes += [e for e in (cause.__cause__ or cause.__context__,) if e is not None]
-    statuses = [e.response.status_code for e in causes if getattr(e, "response", None) is not None]
+    refused = isinstance(error, (GatedRepoError, RepositoryNotFoundError))
     if constants.HF_HUB_OFFLINE:
         return (
             f"{model} lacks {missing} in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
             f"download: unset that and run `hf download {model}`, or "
             f"copy the folder models--{model.replace('/', '--')} there."
         )
-    if 401 in statuses or 403 in statuses:
+    if refused:
         return (
-            f"{constants.ENDPOINT} gives {model} only with a valid token ({statuses[0]}): set "
-            "HF_TOKEN to one from https://huggingface.co/settings/tokens, or remove an old one. "
-            "A name that is misspelt gets the same answer."
+            f"{constants.ENDPOINT} has no {model}, or gives it only with a valid token: check the "
+            "name, and set HF_TOKEN to a token from https://huggingface.co/settings/tokens."
         )
-    if any(getattr(e, "errno", None) == errno.ENOSPC for e in causes):
-        return f"The disk is full while {model} is downloaded: free some, or set HF_HOME elsewhere."
-    if statuses or getattr(error, "errno", None) is not None:
+    if getattr(error, "response", None) is not None or getattr(error, "errno", None) is not None:
         return None
     return (
         f"{model} could not be downloaded from {constants.ENDPOINT} ({error}); missing: {missing}. "

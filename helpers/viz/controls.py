@@ -58,7 +58,7 @@ class Live(widgets.VBox):
             with warnings.catch_warnings():
                 # A letter that the font lacks is drawn as a box: no reason for a warning.
                 warnings.simplefilter("ignore")
-                self.image.value = png(self.figure(**values))
+                self.image.value = figures.png(self.figure(**values))
             self.message.value = ""
         except Exception as error:
             # In a notebook it would go to a log that nobody reads.
@@ -68,16 +68,6 @@ class Live(widgets.VBox):
             self.paused = False
             for unfinished in set(plt.get_fignums()) - before:
                 plt.close(unfinished)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, and closed: fast rather than small."""
-    buffer = io.BytesIO()
-    # A figure that was laid out by hand is not cropped.
-    crop = "tight" if figure.get_layout_engine() else None
-    figure.savefig(buffer, format="png", bbox_inches=crop, pil_kwargs={"compress_level": 1})
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def look(description: str, width: str) -> dict:
