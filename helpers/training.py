@@ -30,7 +30,6 @@ from helpers.training_context import interruptible, some_patches, while_training
 BETAS = (0.9, 0.98)  # of AdamW
 MAX_GRAD_NORM = 1.0
 DROPOUT = 4  # what a hash decides, beside those in data.py
-SELECT = ("dev_loss", "dev_recall@1", "dev_recall@5")
 NOT_SETTINGS = ("model", "train", "dev", "checkpoints", "save_every", "on_row")
 
 
@@ -215,14 +214,9 @@ def prepare_run(model, train, settings):
     Moves the model to the device and adds to `settings` what the checkpoints of a run must also
     agree on. ValueError, naming the argument, for settings that cannot be.
     """
-    for name in ("epochs", "dev_per_epoch"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} is {settings[name]}: it has to be 1 or more")
     if min(settings["batch_size"], len(train)) < 2:
         sizes = f"{settings['batch_size']}, of {len(train)} images"
         raise ValueError(f"batch_size is {sizes}: a contrastive loss compares 2 or more")
-    if settings["select"] not in SELECT:
-        raise ValueError(f"select is {settings['select']!r}: choose one of {', '.join(SELECT)}")
     raw = [s for s in ("image", "text") if settings[f"{s}_lr"] or train.embeds is None]
     if raw and train.images is None:
         lr, fix = f"{raw[0]}_lr", "leave it at 0, or give Examples with images"

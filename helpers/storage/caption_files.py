@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 
 from helpers.storage.download import WHERE
@@ -22,19 +21,12 @@ def read_captions(path) -> tuple[dict[int, str], dict[int, list[str]], str]:
     """
     data, digest = read_json(path, "images", "annotations")
     try:
-        images = sorted((image["id"], image["file_name"]) for image in data["images"])
-        files = dict(images)
+        files = dict(sorted((image["id"], image["file_name"]) for image in data["images"]))
         captions = {image_id: [] for image_id in files}
         for row in sorted(data["annotations"], key=lambda row: row["id"]):
-            captions.setdefault(row["image_id"], []).append(row["caption"])
+            captions[row["image_id"]].append(row["caption"])
     except KeyError as error:
-        raise ValueError(f"{path}: an entry lacks {error}. {STRANGER}") from None
-    if len(files) < len(images):
-        [(twice, _)] = Counter(image_id for image_id, _ in images).most_common(1)
-        raise ValueError(f"{path}: image {twice} is listed twice under `images`. {FIX}")
-    if len(captions) > len(files):
-        stray = min(captions.keys() - files.keys())
-        raise ValueError(f"{path}: image {stray} has captions but is not under `images`. {FIX}")
+        raise ValueError(f"{path}: an entry or a listed image lacks {error}. {STRANGER}") from None
     return files, captions, digest
 
 
