@@ -41,8 +41,7 @@ images, captions = load_or_build.gallery(profile, 6)
 image_embeds, text_embeds = model.encode_images(images), model.encode_texts(captions)
 names = ["car", "dog", "boat"]
 name_embeds = class_embeds(model.encode_texts, names)""",
-    "widgets.matrix_explorer(images, captions, text_embeds @ image_embeds.T)",
-    "widgets.temperature_slider(images, image_embeds, captions, text_embeds)",
+    "widgets.retrieval_box(model, images, image_embeds)",
     "widgets.own_picture(model, captions, text_embeds, names, name_embeds, True, val.path(0))",
     "widgets.explorer(model, val)",
 ]
@@ -200,7 +199,7 @@ class Box:
 
 
 def test_every_control_of_the_explorer(boxes):
-    box = boxes[3]
+    box = boxes[2]
     for label in ("Tower:", "Head:", "Seen from:"):
         expect(box.field(label)).to_be_disabled()
     box.press("Picture:", "ArrowRight")
@@ -225,7 +224,7 @@ def test_every_control_of_the_explorer(boxes):
 
 
 def test_captions_scenes_and_files_of_ones_own_in_the_explorer(boxes, tmp_path):
-    box = boxes[3]
+    box = boxes[2]
     field = box.field("Caption:")
     box.changes(lambda: box.type(field, "two red boats & <b>a dog</b>"))
     box.type(field, "")
@@ -245,12 +244,9 @@ def test_captions_scenes_and_files_of_ones_own_in_the_explorer(boxes, tmp_path):
     box.choose("Picture from:", "the gallery")
 
 
-def test_matrix_temperature_and_a_picture_of_ones_own(boxes, tmp_path):
-    matrix, temperature, own, _ = boxes
-    matrix.press("Caption no.:", "ArrowRight")
-    matrix.press("Picture no.:", "End")
-    temperature.press("Factor:", "ArrowRight")
-    temperature.press("Picture:", "ArrowRight")
+def test_a_sentence_and_a_picture_of_ones_own(boxes, tmp_path):
+    sentence, own, _ = boxes
+    sentence.changes(lambda: sentence.type(sentence.field("Sentence:"), "two boats"))
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "mine.jpg")
     (tmp_path / "empty.png").write_bytes(b"")
     own.changes(lambda: own.upload(tmp_path / "mine.jpg"))

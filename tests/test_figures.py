@@ -18,8 +18,6 @@ MARKUP = r"<b>$\frac{$</b> & $x_1$ &amp; \$5"
 WORDS = [MARKUP, "a green square", "a blue square", "a white square"]
 COSINES = [0.4, 0.3, 0.2, 0.1]
 SCORES = np.arange(16).reshape(4, 4) / 16
-ROW = {"epoch": 1, "train_loss": 2, "dev_loss": 2.5, "dev_recall@5": 0.2, "logit_scale": 2.6}
-HISTORY = [ROW, {**ROW, "epoch": 2}]
 MARKS = [True, False, None, None]
 DRAWN = {
     figures.image_grid: (IMAGES, WORDS, 4, 3, "four", MARKS, 40),
@@ -32,8 +30,6 @@ DRAWN = {
     make_pictures.clip_diagram: (IMAGES, WORDS, SCORES),
     make_pictures.typed_sentences: (WORDS[:2], IMAGES, SCORES[:2], 3),
     figures.number_grids: ({"rows": SCORES, "columns": SCORES.T}, "by hand"),
-    figures.training_curves: ({"seed 0": HISTORY, "seed 1": HISTORY}, "heads", 3.0),
-    figures.embedding_map: (SCORES[:, :2], [0, 0, 1, 1], "map", True),
     figures.histograms: ({"own": COSINES, "others": [0, 0.1]}, "cosines", "", 9, {"here": 0.2}),
 }
 

@@ -21,7 +21,6 @@ from tests.uploads import send, shown
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 CAPTIONS = ["a red bus", "a blue dog", "two cats on the beach", "a small cat near the street"]
 NAMES = ["car", "dog", "stop sign", "apple", "giraffe", "hair drier"]
-SIMILARITY = torch.arange(12.0).view(4, 3) / 12 - 0.3
 MARKUP = r"<script>alert(1)</script> $\frac{$ & $x_1$"
 
 
@@ -61,8 +60,6 @@ def make(model, images, embeds, answers, photo):
     return {
         "sentence": partial(widgets.retrieval_box, model, images, embeds, "two cats"),
         "scene": partial(widgets.scene_composer, model, *answers, start),
-        "matrix": partial(widgets.matrix_explorer, images[:3], CAPTIONS, SIMILARITY),
-        "softmax": partial(widgets.temperature_slider, images, embeds, *answers[:2], 10.0),
         "own": partial(widgets.own_picture, model, *answers, True, photo),
     }
 
@@ -103,7 +100,7 @@ def other(control):
     return getattr(control, "max", MARKUP)
 
 
-@pytest.mark.parametrize("name", ["sentence", "scene", "matrix", "softmax", "own"])
+@pytest.mark.parametrize("name", ["sentence", "scene", "own"])
 def test_every_control_can_be_named_and_reached_and_changes_the_image_and_back(make, name):
     widget = make[name]()
     inside = [child for row in widget.children for child in getattr(row, "children", ())]
@@ -201,29 +198,7 @@ def test_colours_follow_the_object_which_is_drawn_once(make):
     assert colour.value == "red", "kept where the new object has it"
 
 
-# A matrix, a softmax, an image of one's own
-
-
-def test_the_matrix_shows_what_meets_in_a_cell(images):
-    table, image, *_ = closed(widgets.matrix_cell(images[:3], CAPTIONS, SIMILARITY, 3, 1)).axes
-    lines = ["cosine 0.53", "number 2 of the caption's 3", "number 1 of the picture's 4"]
-    assert all(line in image.get_xlabel() for line in lines)
-    assert CAPTIONS[3] in image.get_title()
-    assert table.patches[-1].get_xy() == (1.5, 3.5), "rows and columns are counted from 1"
-    assert tuple(image.images[0].get_array()[0, 0]) == images[1].getpixel((0, 0))
-
-
-def test_the_factor_sharpens_the_softmax(images, embeds, answers):
-    texts = answers[:2]
-    highest = []
-    for factor in (1.0, 10.0, 100.0):
-        figure = closed(widgets.softened(images[2], embeds[2], *texts, factor, k=3))
-        cosines, shares = ([bar.get_width() for bar in axes.patches] for axes in figure.axes[1:])
-        expected = (factor * texts[1] @ embeds[2]).softmax(dim=0).sort(descending=True)
-        assert shares == pytest.approx(expected.values[:3].tolist(), abs=1e-5)
-        assert cosines == sorted(cosines, reverse=True)
-        highest.append(shares[0])
-    assert highest == sorted(highest) and highest[0] < highest[2]
+# An image of one's own
 
 
 def test_an_image_of_ones_own_is_classified_captioned_and_explained(model, answers, photo):

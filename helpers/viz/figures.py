@@ -131,42 +131,6 @@ def number_grids(tables: dict, title="", rows=None, columns=None) -> Figure:
     return figure
 
 
-def training_curves(histories: dict, title: str, chance_loss: float) -> Figure:
-    """Loss, dev recall and temperature by epoch of named histories (lists of rows of `fit`)."""
-    figure, (loss, recall, scale) = plt.subplots(1, 3, figsize=(12, 3.6))
-    for color, (name, history) in zip(sns.color_palette(), histories.items()):
-        epochs = [row["epoch"] for row in history]
-        loss.plot(epochs, [row["train_loss"] for row in history], "--", color=color)
-        loss.plot(epochs, [row["dev_loss"] for row in history], color=color)
-        recall.plot(epochs, [row["dev_recall@5"] for row in history], color=color, label=name)
-        scale.plot(epochs, [np.exp(row["logit_scale"]) for row in history], color=color)
-    loss.axhline(chance_loss, color=GREY, linestyle=":", label="nothing learned")
-    loss.legend(fontsize=9)
-    loss.set(title="Contrastive loss (dashed: train)", xlabel="epoch", ylabel="loss (nats)")
-    recall.set(title="Recall on dev", xlabel="epoch", ylabel="recall@5, text→image", ylim=(0, 1))
-    scale.set(title="Temperature", xlabel="epoch", ylabel="factor on the cosines")
-    recall.legend(fontsize=9)
-    figure.suptitle(title)
-    return figure
-
-
-def embedding_map(points, kinds, title="", links=False, axes=None) -> Figure:
-    """Points [N, 2] in one plane: images (kind 0) and captions (kind 1).
-
-    links: row i of the first half belongs to row i of the second; axes: where to draw.
-    """
-    points, kinds = np.asarray(points), np.asarray(kinds)
-    axes = axes or plt.subplots(figsize=(6, 5))[1]
-    if links:
-        pairs = points.reshape(2, -1, 2)
-        axes.plot(pairs[:, :, 0], pairs[:, :, 1], color=GREY, linewidth=0.5, alpha=0.5, zorder=1)
-    for kind, color, label in ((0, IMAGE, "image"), (1, TEXT, "caption")):
-        axes.scatter(*points[kinds == kind].T, s=14, color=color, label=label, alpha=0.75)
-    axes.set(title=title, xlabel="first principal component", ylabel="second principal component")
-    axes.legend()
-    return axes.figure
-
-
 def histograms(groups: dict, title="", xlabel="cosine", bins=60, marks: dict | None = None):
     """Densities of named samples on top of each other; marks: {name: x} draws vertical lines."""
     figure, axes = plt.subplots(figsize=(8, 3.8))

@@ -3,9 +3,6 @@
 from functools import partial
 
 import matplotlib.pyplot as plt
-import numpy as np
-import torch
-from ipywidgets import FloatLogSlider
 from matplotlib.figure import Figure
 
 from helpers.attention import explain
@@ -15,7 +12,7 @@ from helpers.minicoco.scenes import Scene, draw
 from helpers.storage.images import open_image
 from helpers.viz import controls, figures, overlays
 from helpers.viz.attention_explorer import Explorer
-from helpers.viz.controls import Live, compose, slider, textbox
+from helpers.viz.controls import Live, compose, textbox
 
 DRAWN = "This model has seen drawings and nothing else: what it says of a photograph is a guess."
 
@@ -88,77 +85,6 @@ def explorer(model, images, captions=None, start: int = 0) -> Explorer:
     start: the row of the image to begin with.
     """
     return Explorer(model, images, captions, start)
-
-
-def matrix_cell(images, captions, similarity, row: int, column: int) -> Figure:
-    """Cosines [M, N] of captions with images, one cell of them marked, and what it compares."""
-    similarity = np.asarray(similarity)
-    (rows, columns), score = similarity.shape, similarity[row, column]
-    figure, (table, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2])
-    limit = np.abs(similarity).max()
-    look = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "aspect": "auto"}
-    cells = table.imshow(similarity, extent=(0.5, columns + 0.5, rows + 0.5, 0.5), **look)
-    figure.colorbar(cells, label="cosine")
-    frame = {"fill": False, "edgecolor": "black", "linewidth": 3, "clip_on": False}
-    table.add_patch(plt.Rectangle((column + 0.5, row + 0.5), 1, 1, **frame))
-    table.set(title=f"caption {row + 1} with picture {column + 1}")
-    table.set(xlabel="picture", ylabel="caption")
-    table.grid(False)
-    figures.show_image(right, images[column])
-    right.set_title(f"“{figures.wrap(captions[row], 40)}”", fontsize=11, color=figures.TEXT)
-    right.set_xlabel(
-        f"cosine {score:.2f}\n"
-        f"number {(similarity[row] > score).sum() + 1} of the caption's {columns} pictures\n"
-        f"number {(similarity[:, column] > score).sum() + 1} of the picture's {rows} captions"
-    )
-    return figure
-
-
-def matrix_explorer(images, captions, similarity) -> Live:
-    """Sliders for the row and the column of `matrix_cell`."""
-
-    def figure(row, column):
-        return matrix_cell(images, captions, similarity, row - 1, column - 1)
-
-    rows, columns = similarity.shape
-    sliders = {
-        "row": slider("Caption no.:", 1, rows, 1),
-        "column": slider("Picture no.:", 1, columns, 1),
-    }
-    return Live(figure, sliders, [["row", "column"]], height=400)
-
-
-def softened(image, image_embed, captions, text_embeds, factor: float, k: int = 8) -> Figure:
-    """The k captions nearest to an image, and the softmax over all, cosines times a factor.
-
-    image_embed [E] and text_embeds [M, E]: unit vectors; factor: 1 / temperature.
-    """
-    cosines, rows = nearest(image_embed, text_embeds, k)
-    scale = torch.tensor(factor).log()
-    shares = class_probabilities(image_embed[None], text_embeds, scale)[0, rows]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 4), width_ratios=[2, 5, 2.2])
-    figures.show_image(left, image)
-    found = [captions[i] for i in rows.tolist()], cosines.tolist()
-    figures.text_bars(middle, *found, figures.TEXT, 60, ".2f", "cosines, as they are", "cosine")
-    title, label = f"softmax of {factor:.3g} × cosine", f"probability among {len(captions)}"
-    unnamed = [""] * len(rows), shares.tolist()
-    figures.text_bars(right, *unnamed, figures.IMAGE, 1, ".1%", title, label)
-    return figure
-
-
-def temperature_slider(images, image_embeds, captions, text_embeds, factor: float = 14.3) -> Live:
-    """A slider for the factor of `softened`, from 1 to 100, and one for the image."""
-
-    def figure(number, factor):
-        image, embed = images[number - 1], image_embeds[number - 1]
-        return softened(image, embed, captions, text_embeds, factor)
-
-    options = {"kind": FloatLogSlider, "step": 0.02, "readout_format": ".1f"}
-    sliders = {
-        "number": slider("Picture:", 1, len(images), 1),
-        "factor": slider("Factor:", 0, 2, factor, **options),
-    }
-    return Live(figure, sliders, [["number", "factor"]], height=400)
 
 
 def explained(model, file, captions, caption_embeds, names, name_embeds, drawn, caption=""):
