@@ -5,7 +5,6 @@ from functools import partial
 import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
-import torch
 from PIL import Image
 
 from helpers.minicoco import sprites
