@@ -93,6 +93,15 @@ def unpaired(after, before):
     return 0.03, math.sqrt((np.var(after, ddof=1) + np.var(before, ddof=1)) / 3)
 
 
+def sigmoid_in_chunks(images, texts, t, b, chunk, shifted=True):
+    total = 0
+    for start in range(0, len(images), chunk):
+        logits = t * images[start : start + chunk] @ texts.T + b
+        signs = 2 * torch.eye(len(images))[start * shifted :][: len(logits)] - 1
+        total -= F.logsigmoid(signs * logits).sum()
+    return total / len(images)
+
+
 def routes(upper, lower, source):
     return torch.minimum(upper[source][:, None], lower)
 
@@ -114,6 +123,7 @@ RIGHT = {
     "04-paired": difference,
     "04-bytes": lambda trained, frozen: 16 * trained + 4 * frozen,
     "05-one-pair": math.log(1 + math.exp(10)),
+    "05-chunks": sigmoid_in_chunks,
     "05-calm": lambda n: -math.log(n - 1),
     "05-shift": lambda n, m: math.log((n - 1) / (m - 1)),
     "06-recall": any_caption,
@@ -150,6 +160,8 @@ WRONG = [
     ("04-paired", unpaired, "unrelated"),
     ("04-paired", lambda after, before: difference(after, before, root=False), "√n"),
     ("04-paired", lambda after, before: difference(after, before, ddof=0), "n − 1"),
+    ("05-chunks", lambda *x: sigmoid_in_chunks(*x, shifted=False), "second chunk"),
+    ("05-chunks", lambda *x: sigmoid_in_chunks(*x) / 5, "divide by n"),
     ("05-calm", lambda n: -math.log(n), "nearly"),
     ("05-shift", lambda n, m: math.log(n / m), "odds"),
     ("06-recall", share_of_captions, "share of its captions"),
