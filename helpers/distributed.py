@@ -121,7 +121,7 @@ def chunked_siglip_loss(
     """`siglip_loss` of one process, `chunk` images at a time: logits never exceed [chunk, B].
 
     Arguments as in `siglip_loss`. The gradients are summed up in the same pass: nothing is
-    computed twice.
+    computed twice. Taught in notebook 08, "Chunks: the same on one device".
     """
     inputs = image_embeds, text_embeds, logit_scale, logit_bias
     images, texts, scale, bias = full_precision(*inputs)

@@ -106,6 +106,12 @@ def routes(upper, lower, source):
     return torch.minimum(upper[source][:, None], lower)
 
 
+def merge(found, sizes, k):
+    starts = np.cumsum([0, *sizes])
+    rows = torch.cat([rows + start for (_, rows), start in zip(found, starts)])
+    return rows[torch.cat([scores for scores, _ in found]).argsort(descending=True)[:k]]
+
+
 RIGHT = {
     "00-chance": 5 / 1000,
     "00-diagonal": lambda s: own(s.argmax(dim=1)).float().mean(),
@@ -134,6 +140,7 @@ RIGHT = {
     "07-caption": ["relevance"],
     "08-local": (math.log(64), math.log(512)),
     "08-ring": lambda rank, k, world: (rank - k) % world,
+    "08-merge": merge,
     "09-interval": lambda p, n: 1.96 * math.sqrt(p * (1 - p) / n),
     "09-epochs": lambda pictures, batch, steps: round(steps / (pictures // min(batch, pictures))),
 }
@@ -180,6 +187,7 @@ WRONG = [
     ("07-caption", ["rollout", "relevance"], "get in there"),
     ("07-caption", "Relevance", "none of the four"),
     ("07-caption", [], "both towers"),
+    ("08-merge", lambda found, sizes, k: merge(found, [0, 0, 0], k), "counted through"),
     ("09-interval", lambda p, n: 0.98 / math.sqrt(n), "0.5 is built in"),
     ("09-epochs", lambda pictures, batch, steps: steps * batch / pictures, "is 14"),
     ("09-epochs", lambda pictures, batch, steps: steps // (pictures // batch), "83 epochs"),

@@ -39,7 +39,8 @@ LESSON = {
     "05": "siglip_loss",
     "06": "prompt class_embeds classify",
     "07": "record fuse_heads rollout max_flow_to_inputs attention_flow relevance pointing_game",
-    "08": "Gather gathered_clip_loss sigmoid_block pass_on ring_siglip_loss cached_backward",
+    "08": "Gather gathered_clip_loss sigmoid_block pass_on ring_siglip_loss chunked_siglip_loss "
+    "cached_backward",
 }
 each_lesson = pytest.mark.parametrize(
     "number, name", [(number, name) for number, names in LESSON.items() for name in names.split()]
