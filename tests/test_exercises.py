@@ -91,6 +91,7 @@ RIGHT = {
     "00-chance": 5 / 1000,
     "00-diagonal": lambda s: own(s.argmax(dim=1)).float().mean(),
     "01-caption-count": count_captions,
+    "01-direction": "image → text",
     "01-iou": box_iou,
     "01-padding-mask": pad,
     "02-token-count": lambda size, patch: (size // patch) ** 2 + 1,
@@ -118,6 +119,9 @@ RIGHT = {
 }
 WRONG = [
     ("00-diagonal", lambda s: own(s.argmax(dim=0)).float().mean(), "columns"),
+    ("01-direction", "text → image", "vague"),
+    ("01-direction", "both", "write"),
+    ("01-direction", "image → text or text → image", "alone"),
     ("01-iou", corner_iou, "opposite corner"),
     ("01-iou", lambda a, b: box_iou(a, b, least=-99), "apart share nothing"),
     ("01-padding-mask", lambda s: (pad(s)[0], pad(s)[0] != 0), "the number 0"),
@@ -214,6 +218,12 @@ def test_every_type_of_number_is_accepted():
     for kind in (np.asarray, torch.Tensor.double, torch.Tensor.tolist):
         for name in ("02-masked-mean", "03-temperature", "07-two-layers"):
             check(name, lambda *x, f=RIGHT[name], kind=kind: kind(f(*x)), strict=True)
+
+
+def test_what_is_right_may_be_rounded_or_written_with_another_arrow():
+    check("01-iou", lambda a, b: round(box_iou(a, b), 2), strict=True)
+    for answer in ("image -> text", "Image to text", "image_to_text"):
+        check("01-direction", answer, strict=True)
 
 
 def test_an_answer_may_change_its_inputs():
