@@ -45,6 +45,11 @@ def own(best):
     return best == torch.arange(len(best))
 
 
+def own_among(best):
+    """The share of rows i that hold i."""
+    return (best == torch.arange(len(best))[:, None]).any(dim=1).float().mean()
+
+
 def any_caption(similarity, owner, k):
     rows = torch.arange(len(similarity))[:, None]
     return (owner[similarity.topk(k, dim=1).indices] == rows).any(dim=1).float().mean()
@@ -89,7 +94,7 @@ def routes(upper, lower, source):
 
 RIGHT = {
     "00-chance": 5 / 1000,
-    "00-diagonal": lambda s: own(s.argmax(dim=1)).float().mean(),
+    "00-diagonal": lambda s, k: own_among(s.topk(k, dim=1).indices),
     "01-caption-count": count_captions,
     "01-direction": "image → text",
     "01-iou": box_iou,
@@ -118,7 +123,10 @@ RIGHT = {
     "09-epochs": lambda pictures, batch, steps: round(steps / (pictures // min(batch, pictures))),
 }
 WRONG = [
-    ("00-diagonal", lambda s: own(s.argmax(dim=0)).float().mean(), "columns"),
+    ("00-chance", 0.5, "percentage"),
+    ("00-diagonal", lambda s, k: own_among(s.topk(k, dim=0).indices.T), "columns"),
+    ("00-diagonal", lambda s, k: own_among(s.topk(1, dim=1).indices), "k is 2"),
+    ("00-diagonal", lambda s, k: 0.5, "columns"),
     ("01-direction", "text → image", "vague"),
     ("01-direction", "both", "write"),
     ("01-direction", "image → text or text → image", "alone"),
