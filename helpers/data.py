@@ -34,7 +34,7 @@ def splitmix64(*keys) -> np.ndarray:
     Equal keys give an equal hash on every machine. The finaliser of splitmix64 (Steele et al.
     2014), chained. It is a bijection: unequal last keys give unequal hashes.
 
-    Taught in notebook 01, "11 · Which caption does a training step see?".
+    Taught in notebook 01, "7 · Which caption does a training step see?".
     """
     h = np.zeros(1, np.uint64)
     for key in keys:
@@ -48,7 +48,7 @@ def splitmix64(*keys) -> np.ndarray:
 def draw_captions(seed: int, epoch: int, image_ids, counts) -> np.ndarray:
     """Which of its `counts` captions each image shows in `epoch`: int64 [N], in [0, count).
 
-    Taught in notebook 01, "11 · Which caption does a training step see?".
+    Taught in notebook 01, "7 · Which caption does a training step see?".
     """
     hashes = splitmix64(CAPTION, seed, epoch, image_ids)
     return (hashes % np.asarray(counts).astype(np.uint64)).astype(int)
@@ -57,7 +57,7 @@ def draw_captions(seed: int, epoch: int, image_ids, counts) -> np.ndarray:
 def visiting_order(seed: int, epoch: int, image_ids) -> np.ndarray:
     """The order in which training visits the images in `epoch`: a permutation [N].
 
-    Taught in notebook 01, "12 · A batch".
+    Taught in notebook 01, "8 · What is in a batch?".
     """
     return np.argsort(splitmix64(ORDER, seed, epoch, image_ids))
 

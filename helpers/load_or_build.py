@@ -95,6 +95,7 @@ def gallery(profile: Profile, count: int) -> tuple[list[Image.Image], list[str]]
     Where MiniCOCO is not on disk yet, they are drawn on the spot.
     """
     if profile.rendered and not (profile.data / "annotations").is_dir():
+        count = min(count, profile.val_images)
         scenes = [render.scene_of("val2017", i, profile.seed) for i in range(count)]
         captions = [
             render.captions_of("val2017", i, profile.seed, scene)[0][0]

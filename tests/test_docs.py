@@ -7,9 +7,9 @@ import pytest
 
 from helpers.config import ROOT, get_profile
 from helpers.minicoco.backgrounds import PLACES, SIZE, TIMES
-from helpers.minicoco.captions import NUMBERS
+from helpers.minicoco.captions import NUMBERS, RELATIONS
 from helpers.minicoco.scenes import NOVEL_COMBINATIONS
-from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, COLOURS, UNCAPTIONED, UNSEEN
+from helpers.minicoco.sprites import CAPTIONED, CATEGORIES, COLOURS, PAINTS, UNCAPTIONED, UNSEEN
 
 CARDS = ["docs/data_card.md", "docs/model_card.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "assets/tiny-vit/README.md", *CARDS]
@@ -80,3 +80,22 @@ def test_the_data_card_gives_the_attainable_recall_of_the_results():
     )
     sentence = f"recall@1 of {image:.2f} from text to image and {text:.2f} from image to text"
     assert sentence in " ".join(text_of("docs/data_card.md").split())
+    for detail in range(5):
+        image, text = (
+            f"{metrics[f'attainable-detail-{detail}/{way}/recall@1']['mean']:.3f}"
+            for way in ("text_to_image", "image_to_text")
+        )
+        row = rf"(?m)^\| {detail} \| .* \| {image} \| {text} \|$"
+        assert re.search(row, text_of("docs/data_card.md"))
+
+
+def test_the_data_card_lists_what_the_generator_draws_from():
+    painted = {paint: [] for paint in PAINTS}
+    for name, category in CATEGORIES.items():
+        painted.get(category.get("paint"), []).append(name)
+    lists = {"place": PLACES, "hour": TIMES, "relation": RELATIONS}
+    lists[f"colour of {len(painted['any'])} categories"] = PAINTS["any"]
+    lists[f"colour of {', '.join(painted['coat'])}"] = PAINTS["coat"]
+    lists[f"colour of {', '.join(painted['fruit'])}"] = PAINTS["fruit"]
+    for name, values in lists.items():
+        assert f"| {name} | {', '.join(values)} |" in text_of("docs/data_card.md")

@@ -48,6 +48,11 @@ def own(best):
     return best == torch.arange(len(best))
 
 
+def own_among(best):
+    """The share of rows i that hold i."""
+    return (best == torch.arange(len(best))[:, None]).any(dim=1).float().mean()
+
+
 def any_caption(similarity, owner, k):
     rows = torch.arange(len(similarity))[:, None]
     return (owner[similarity.topk(k, dim=1).indices] == rows).any(dim=1).float().mean()
@@ -114,8 +119,9 @@ def merge(found, sizes, k):
 
 RIGHT = {
     "00-chance": 5 / 1000,
-    "00-diagonal": lambda s: own(s.argmax(dim=1)).float().mean(),
+    "00-diagonal": lambda s, k: own_among(s.topk(k, dim=1).indices),
     "01-caption-count": count_captions,
+    "01-direction": "image → text",
     "01-iou": box_iou,
     "01-padding-mask": pad,
     "02-token-count": lambda size, patch: (size // patch) ** 2 + 1,
@@ -145,7 +151,13 @@ RIGHT = {
     "09-epochs": lambda pictures, batch, steps: round(steps / (pictures // min(batch, pictures))),
 }
 WRONG = [
-    ("00-diagonal", lambda s: own(s.argmax(dim=0)).float().mean(), "columns"),
+    ("00-chance", 0.5, "percentage"),
+    ("00-diagonal", lambda s, k: own_among(s.topk(k, dim=0).indices.T), "columns"),
+    ("00-diagonal", lambda s, k: own_among(s.topk(1, dim=1).indices), "k is 2"),
+    ("00-diagonal", lambda s, k: 0.5, "columns"),
+    ("01-direction", "text → image", "vague"),
+    ("01-direction", "both", "write"),
+    ("01-direction", "image → text or text → image", "alone"),
     ("01-iou", corner_iou, "opposite corner"),
     ("01-iou", lambda a, b: box_iou(a, b, least=-99), "apart share nothing"),
     ("01-padding-mask", lambda s: (pad(s)[0], pad(s)[0] != 0), "the number 0"),
@@ -247,6 +259,12 @@ def test_every_type_of_number_is_accepted():
     for kind in (np.asarray, torch.Tensor.double, torch.Tensor.tolist, list):
         for name in ("02-masked-mean", "07-two-layers"):
             check(name, lambda *x, f=RIGHT[name], kind=kind: kind(f(*x)), strict=True)
+
+
+def test_what_is_right_may_be_rounded_or_written_with_another_arrow():
+    check("01-iou", lambda a, b: round(box_iou(a, b), 2), strict=True)
+    for answer in ("image -> text", "Image to text", "image_to_text"):
+        check("01-direction", answer, strict=True)
 
 
 def test_an_answer_may_change_its_inputs():
