@@ -43,6 +43,11 @@ def mean(hidden, mask, length=None):
     return (hidden * mask[..., None]).sum(1) / (length or mask.sum(1, keepdim=True))
 
 
+def padding(lengths, size):
+    batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
+
+
 def own(best):
     """Whether the best of row i is column i."""
     return best == torch.arange(len(best))
@@ -126,6 +131,7 @@ RIGHT = {
     "01-padding-mask": pad,
     "02-token-count": lambda size, patch: (size // patch) ** 2 + 1,
     "02-masked-mean": mean,
+    "02-padding": padding,
     "02-normalise": lambda a, b: torch.cosine_similarity(a[:, None], b, dim=-1),
     "03-one-pair": 0,
     "03-untrained": math.log(512),
@@ -163,6 +169,10 @@ WRONG = [
     ("01-padding-mask", lambda s: (pad(s)[0], pad(s)[0] != 0), "the number 0"),
     ("02-masked-mean", lambda hidden, mask: hidden.mean(1), "padding is averaged in"),
     ("02-masked-mean", lambda hidden, mask: mean(hidden, mask, 3), "divide by its length"),
+    ("02-masked-mean", lambda hidden, mask: mean(hidden, mask)[:, None], "[2, 1, 2]"),
+    ("02-padding", lambda lengths, size: padding(lengths, len(lengths)), "longest of all"),
+    ("02-padding", lambda lengths, size: padding(sorted(lengths), size), "order"),
+    ("02-padding", lambda lengths, size: 1 - padding(lengths, size), "real tokens"),
     ("02-normalise", lambda a, b: a @ b.T, "dot products"),
     ("02-normalise", lambda a, b: F.normalize(a) @ b.T, "b's lengths"),
     ("02-normalise", lambda a, b: a @ F.normalize(b).T, "a's lengths"),
@@ -265,6 +275,13 @@ def test_what_is_right_may_be_rounded_or_written_with_another_arrow():
     check("01-iou", lambda a, b: round(box_iou(a, b), 2), strict=True)
     for answer in ("image -> text", "Image to text", "image_to_text"):
         check("01-direction", answer, strict=True)
+
+
+def test_a_masked_mean_may_be_a_matrix_product():
+    def by_product(hidden, mask):
+        return torch.einsum("btd,bt->bd", hidden, mask) / mask.sum(1, keepdim=True)
+
+    check("02-masked-mean", by_product, strict=True)
 
 
 def test_an_answer_may_change_its_inputs():
