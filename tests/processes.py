@@ -1,13 +1,20 @@
 """Python in a process of its own, for tests that kill it or run two at once."""
 
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from filelock import FileLock
 
 from helpers.config import ROOT
+
+# Processes that need not import PyTorch anew: forks of one that has, and has done nothing else.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["helpers.training"])
 
 
 def start(*command):
@@ -40,5 +47,27 @@ def two_at_once(lock, waiting, *command, meanwhile=lambda: True):
     return [output for output, _ in outputs]
 
 
-def die(*_):
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing_at(number, function, fail):
+    """`function`, but the call of this number fails; where it writes a file, it leaves half."""
+    calls = itertools.count(1)
+
+    def call(*args, **options):
+        if next(calls) == number:
+            if isinstance(args[-1], Path):
+                args[-1].write_bytes(b"half a file")
+            fail()
+        return function(*args, **options)
+
+    return call
+
+
+def killed(function, *args):
+    """Calls a function of a test file in a process of its own, which has to die of it."""
+    process = FORKS.Process(target=function, args=args)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
