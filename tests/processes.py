@@ -12,9 +12,7 @@ from filelock import FileLock
 
 from helpers.config import ROOT
 
-# Processes that need not import PyTorch anew: forks of one that has, and has done nothing else.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["helpers.training"])
 
 
 def start(*command):
