@@ -12,8 +12,6 @@ from filelock import FileLock
 
 from helpers.config import ROOT
 
-FORKS = multiprocessing.get_context("forkserver")
-
 
 def start(*command):
     """`python command…` in the repository's folder, its output on pipes."""
@@ -65,7 +63,7 @@ def failing_at(number, function, fail):
 
 def killed(function, *args):
     """Calls a function of a test file in a process of its own, which has to die of it."""
-    process = FORKS.Process(target=function, args=args)
+    process = multiprocessing.get_context("forkserver").Process(target=function, args=args)
     process.start()
     process.join(300)
     assert process.exitcode == -signal.SIGKILL

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -110,21 +109,13 @@ def test_a_fifth_of_unknown_words_is_refused_with_examples_before_anything_is_em
     assert sum(repr(text) in str(error.value) for text in set(dataset.all_captions()[0])) == 3
 
 
-@pytest.mark.parametrize(
-    "text, share",
-    [
-        ("a red dog zebra", "25%"),
-        ("a red dog runs zebra", "20%"),
-        ("a red dog runs and zebra", None),
-        ("dogs dogs dogs dogs zebra", "20%"),
-        ("dogs dogs dogs dogs dogs zebra", None),
-    ],
-)
-def test_the_share_is_of_words_not_of_their_pieces(text, share):
+def test_the_share_is_of_words_not_of_their_pieces():
     tower = text_tower(words=[*WORDS, "##s"], max_length=32)
-    refused = pytest.raises(ValueError, match=f"lacks {share} of") if share else nullcontext()
-    with refused:
+    for text in ("a red dog runs and zebra", "dogs dogs dogs dogs dogs zebra"):
         refuse_unknown_words(tower, [text, text])
+    for text in ("a red dog runs zebra", "dogs dogs dogs dogs zebra"):
+        with pytest.raises(ValueError, match="lacks 20% of"):
+            refuse_unknown_words(tower, [text, text])
 
 
 # The cache
@@ -132,11 +123,12 @@ def test_the_share_is_of_words_not_of_their_pieces(text, share):
 
 def test_second_run_reads_the_cache(dataset, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(features, "DELAY", 0)
-    first, rows = extract(dataset, progress=True)
+    towers = {"image": image_tower(), "text": text_tower()}
+    first, rows = extract(dataset, **towers, progress=True)
     out, err = capsys.readouterr()
     assert "images and captions" in out and "100%" in out and err == ""
     assert rows[0] == 10 and rows[1] > 10
-    again, rows = extract(dataset)
+    again, rows = extract(dataset, **towers)  # whose tokenizer remembers what it was asked
     assert rows == [0, 0] and not list(tmp_path.rglob("*.tmp"))
     assert torch.equal(first.image_embeds, again.image_embeds)
     assert torch.equal(first.text_embeds, again.text_embeds)
@@ -239,23 +231,3 @@ def test_prefetch_stops_when_its_reader_does():
     next(stream)
     stream.close()
     assert len(loaded) <= 5 and threading.active_count() == threads
-
-
-def broken_source():
-    yield from (1, 2)
-    raise OSError("a broken picture")
-
-
-@pytest.mark.parametrize(
-    "load, items, expected, error",
-    [
-        (lambda i: 1 // (2 - i), range(9), [0, 1], ZeroDivisionError),
-        (lambda i: 10 * i, broken_source(), [10, 20], OSError),
-    ],
-)
-def test_prefetch_gives_what_came_before_an_error(load, items, expected, error):
-    values = []
-    with pytest.raises(error):
-        for value in prefetch(load, items, workers=2, ahead=4):
-            values.append(value)
-    assert values == expected
