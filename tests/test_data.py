@@ -2,8 +2,6 @@
 
 import io
 import json
-import struct
-import zlib
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,7 +18,7 @@ from helpers.data import draw_captions as draw
 from helpers.data import visiting_order as visit
 from helpers.storage.images import open_image
 from tests import coco_files
-from tests.coco_files import IDS, SAMPLE, image_entry, profile, write_captions, write_images
+from tests.coco_files import IDS, image_entry, profile, write_captions, write_images
 
 SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -40,19 +38,14 @@ def edit(root, change):
 # Reading
 
 
-def assert_agrees_with_torchvision(root, step=1):
+def test_images_captions_and_subsets(root):
     images = CaptionedImages(root).check()
     oracle = CocoCaptions(root / "val2017", root / "annotations" / "captions_val2017.json")
     assert images.image_ids.tolist() == oracle.ids
-    for i in range(0, len(oracle), step):
+    for i, (image, _) in enumerate(oracle):
         rows = sorted(oracle.coco.imgToAnns[oracle.ids[i]], key=lambda row: row["id"])
         assert images.captions(i) == [row["caption"] for row in rows]
-        assert np.array_equal(images.image(i), oracle[i][0])
-
-
-def test_images_captions_and_subsets(root):
-    assert_agrees_with_torchvision(root)
-    images = CaptionedImages(root)
+        assert np.array_equal(images.image(i), image)
     texts, owners = images.all_captions()
     assert len(images) == len(IDS) and len(texts) == len(owners) == sum(4 + i % 3 for i in IDS)
     for i in range(len(images)):
@@ -196,38 +189,28 @@ def test_exif_turns_the_image_upright(tmp_path, orientation, places):
 BOMBS = {
     (10_000, 5_001): "has 10,000 × 5,001 pixels, more than 50,000,000. Save it smaller",
     (10_000, 10_000): "has 10,000 × 10,000 pixels",
-    (60_000, 60_000): r"is no whole picture \(Image size \(3600000000 pixels\) exceeds",
+    (20_000, 10_000): r"is no whole picture \(Image size \(200000000 pixels\) exceeds",
 }
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("width, height", BOMBS)
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, width, height):
-    """A PNG of a few bytes whose header promises `width` x `height` pixels."""
     path = tmp_path / "bomb.png"
-    Image.new("RGB", (1, 1)).save(path)
-    content = bytearray(path.read_bytes())
-    content[16:24] = struct.pack(">II", width, height)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    path.write_bytes(content)
+    Image.new("1", (width, height)).save(path)
     monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(OSError, match=rf"bomb\.png {BOMBS[width, height]}"):
         open_image(path)
 
 
-BROKEN = {
-    "noise": bytes(range(64)),
-    "beyond the end": b"II*\0\xff\xff\xff\x7f",
-    "endless": b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\xff\xff\xff\xff\x06\0\0\0",
-    "cut": b"MM\0*\0\0\0\x08\0\x05\x01\x12",
-}
+NOISE, CUT = bytes(range(64)), b"MM\0*\0\0\0\x08\0\x05\x01\x12"
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("exif", BROKEN)
+@pytest.mark.parametrize("exif", [NOISE, CUT], ids=["noise", "cut"])
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
 def test_broken_exif_says_nothing_against_the_pixels(tmp_path, exif, name):
-    halves().save(tmp_path / name, exif=b"Exif\0\0" + BROKEN[exif], quality=95)
+    halves().save(tmp_path / name, exif=b"Exif\0\0" + exif, quality=95)
     assert_halves(open_image(tmp_path / name))
 
 
@@ -291,10 +274,9 @@ def test_a_wrong_annotation_file(root, message):
         CaptionedImages(root)
 
 
-@pytest.mark.parametrize("text", ["", '{"images": [', "[]", "null"])
-def test_an_annotation_file_that_is_cut_off(root, text):
-    (root / "annotations" / "captions_val2017.json").write_text(text)
-    with pytest.raises(ValueError, match=r"val2017\.json (is no whole JSON file|has no `images`)"):
+def test_an_annotation_file_that_is_cut_off(root):
+    (root / "annotations" / "captions_val2017.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"val2017\.json is no whole JSON file"):
         CaptionedImages(root)
 
 
@@ -346,11 +328,3 @@ def test_splits_are_disjoint_or_refused(root, val, dev, train):
     else:
         splits = split_ids(root, [train, dev, val], **sizes)
         assert len(set.union(*splits)) == val + dev + train
-
-
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no coco-sample beside the repository")
-def test_real_photographs():
-    sizes = {"train_images": 150, "dev_images": 50, "val_images": 100}
-    split_ids(SAMPLE, [150, 50, 100], **sizes)
-    assert_agrees_with_torchvision(SAMPLE, step=25)
-    assert len(CaptionedImages(SAMPLE).all_captions()[0]) == 1_500
