@@ -47,15 +47,15 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def failing_at(number, function, fail):
-    """`function`, but the call of this number fails; where it writes a file, it leaves half."""
+def dying_at(number, function):
+    """`function`, but the process dies in the call of this number, and leaves half a file."""
     calls = itertools.count(1)
 
     def call(*args, **options):
         if next(calls) == number:
             if isinstance(args[-1], Path):
                 args[-1].write_bytes(b"half a file")
-            fail()
+            die()
         return function(*args, **options)
 
     return call

@@ -11,7 +11,7 @@ from helpers.data import CaptionedImages
 from helpers.model import CLIP
 from helpers.storage import checkpoints
 from helpers.training import Examples, fit
-from tests.processes import die, failing_at, killed
+from tests.processes import dying_at, killed
 from tests.tiny import image_tower, text_tower, write_dataset
 
 
@@ -28,7 +28,7 @@ def run(data, folder, embed_dim=8, **changes):
 def run_and_die(data, folder, name, number):
     """The same, but its process is killed in this call of a function."""
     module = MODULES[name]
-    setattr(module, name, failing_at(number, getattr(module, name), die))
+    setattr(module, name, dying_at(number, getattr(module, name)))
     run(data, folder)
 
 

@@ -280,19 +280,6 @@ def test_an_annotation_file_that_is_cut_off(root):
         CaptionedImages(root)
 
 
-def test_the_fingerprint_that_keys_caches(root):
-    images = CaptionedImages(root)
-    before, part = images.fingerprint(), images.subset(IDS[:-1]).fingerprint()
-    assert part != before
-    Image.new("RGB", (9, 9)).save(images.path(len(IDS) - 1))
-    assert images.fingerprint() != before
-    assert images.subset(IDS[:-1]).fingerprint() == part
-    write_images(root, IDS)
-    assert images.fingerprint() == before
-    edit(root, lambda data: data["annotations"][3].update(caption="something else"))
-    assert CaptionedImages(root).fingerprint() != before
-
-
 # Splits
 
 
