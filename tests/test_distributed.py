@@ -150,15 +150,12 @@ def work(rank, world, folder):
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
     for check in CHECKS:
         check(world, rank)
-    (folder / f"done-{rank}").write_text(str(os.getpid()))
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_equal_one(world, tmp_path):
     mp.start_processes(work, (world, tmp_path), nprocs=world, start_method="forkserver")
-    pids = [(tmp_path / f"done-{rank}").read_text() for rank in range(world)]
-    assert len({*pids, str(os.getpid())}) == world + 1
 
 
 @pytest.mark.parametrize("kind", PAIRS)
