@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
@@ -19,8 +19,6 @@ from helpers.data import visiting_order as visit
 from helpers.storage.images import open_image
 from tests import coco_files
 from tests.coco_files import IDS, image_entry, profile, write_captions, write_images
-
-SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @pytest.fixture
@@ -53,17 +51,6 @@ def test_images_captions_and_subsets(root):
     part = images.subset([785, 139])
     assert part.image_ids.tolist() == [139, 785] and part.counts.tolist() == [5, 6]
     assert part.captions(1) == images.captions(images.image_ids.tolist().index(785))
-
-
-TEXTS = st.lists(st.text(st.characters(codec=None)), max_size=4)
-
-
-@settings(max_examples=60, **SHARED)
-@given(captions=st.dictionaries(st.integers(0, 2**62), TEXTS, min_size=1, max_size=5))
-def test_any_caption_round_trips_in_its_place(tmp_path, captions):
-    write_captions(tmp_path, captions)
-    images = CaptionedImages(tmp_path)
-    assert {int(k): images.captions(i) for i, k in enumerate(images.image_ids)} == captions
 
 
 # What a training step sees
@@ -305,13 +292,7 @@ def test_splits_of_one_folder_and_of_two(root):
     split_ids(root, [5, 3, 12], **two)
 
 
-@settings(max_examples=30, **SHARED)
-@given(val=st.integers(1, 6), dev=st.integers(1, 6), train=st.integers(1, 6))
-def test_splits_are_disjoint_or_refused(root, val, dev, train):
-    sizes = {"val_images": val, "dev_images": dev, "train_images": train}
-    if val + dev + train > len(IDS):
-        with pytest.raises(ValueError, match="val2017.json is short: .* wants . of 12 images"):
-            load_split(profile(root, **sizes), "train")
-    else:
-        splits = split_ids(root, [train, dev, val], **sizes)
-        assert len(set.union(*splits)) == val + dev + train
+def test_too_few_images_for_the_splits_are_refused(root):
+    message = "val2017.json is short: train wants 6 of 12 images, 5 left"
+    with pytest.raises(ValueError, match=message):
+        load_split(profile(root, train_images=6), "train")
