@@ -2,8 +2,6 @@
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as rle
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from helpers.minicoco.sprites import CATEGORIES
 from tests.coco_files import image_entry, write_annotations
@@ -20,30 +18,21 @@ There is a {0} {1} {2} and someone looks at it from far away
 The {1} is {0}. """.splitlines()
 
 
-def categories():
-    """COCO's 80; torchvision lists them by id, MiniCOCO knows the supercategories of most."""
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    kinds = {name: row["supercategory"] for name, row in CATEGORIES.items()}
-    rows = [{"id": k, "name": name} for k, name in enumerate(names) if k and name != "N/A"]
-    return [{"supercategory": kinds.get(row["name"], "other"), **row} for row in rows]
-
-
-def write_coco(root, images=64, folder="val2017", seed=0):
+def write_coco(root, images):
     """`images` photographs with five captions each, boxes, polygons and a crowd here and there."""
-    rng, kinds = np.random.default_rng(seed), categories()
-    number = {c["name"]: c["id"] for c in kinds}
-    (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    (root / "val2017").mkdir(parents=True)
     listed, captions, objects = [], [], []
     for i in range(images):
         image_id, (width, height) = 139 + 1097 * i, SIZES[i % len(SIZES)]
         noun, colour, place = (str(rng.choice(words)) for words in (NOUNS, COLOURS, PLACES))
-        w, h = int(width * rng.uniform(0.4, 0.6)), int(height * rng.uniform(0.4, 0.6))
+        w, h = width // 2, height // 2
         x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
         noise = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         image = noise.resize((width, height))
         ImageDraw.Draw(image).ellipse([x, y, x + w, y + h], fill=colour)
-        _save(image, root / folder / f"{image_id:012d}.jpg", KINDS[i % len(KINDS)])
-        listed.append(image_entry(image_id, width, height, folder))
+        _save(image, root / "val2017" / f"{image_id:012d}.jpg", KINDS[i % len(KINDS)])
+        listed.append(image_entry(image_id, width, height))
         for text in CAPTIONS:
             text = text.format(colour, noun, place)
             captions.append({"image_id": image_id, "id": 37 + len(captions), "caption": text})
@@ -54,22 +43,22 @@ def write_coco(root, images=64, folder="val2017", seed=0):
         found += [("person", *_crowd(width, height), 1)] * (i % 9 == 0)
         for name, *facts in found:
             row = dict(zip(("segmentation", "bbox", "area", "iscrowd"), facts))
-            ids = {"image_id": image_id, "category_id": number[name], "id": 900_000 + len(objects)}
-            objects.append(row | ids)
+            row |= {"image_id": image_id, "category_id": CATEGORIES[name]["id"]}
+            objects.append(row | {"id": 900_000 + len(objects)})
     listed = [listed[i] for i in rng.permutation(images)]
     captions = [captions[k] for k in rng.permutation(len(captions))]
-    write_annotations(root, f"captions_{folder}.json", listed, captions)
-    write_annotations(root, f"instances_{folder}.json", listed, objects, categories=kinds)
+    kinds = [
+        {"supercategory": row["supercategory"], "id": row["id"], "name": name}
+        for name, row in CATEGORIES.items()
+    ]
+    write_annotations(root, "captions_val2017.json", listed, captions)
+    write_annotations(root, "instances_val2017.json", listed, objects, categories=kinds)
 
 
 def _crowd(width, height):
     """Run lengths, not packed, as COCO writes them, of a strip below; its box and area."""
-    mask = np.zeros((height, width), np.uint8, order="F")
-    mask[-20:, :50] = 1
-    flat = mask.flatten(order="F")
-    counts = np.diff(np.flatnonzero(np.diff(flat, prepend=2, append=2))).tolist()
-    runs = {"counts": counts, "size": [height, width]}
-    assert rle.decode(rle.frPyObjects(runs, height, width)).sum() == 1000
+    counts = [height - 20, 20] * 50  # column by column: off, then on
+    runs = {"counts": [*counts, height * (width - 50)], "size": [height, width]}
     return runs, [0, height - 20, 50, 20], 1000
 
 

@@ -1,10 +1,14 @@
 """Fixtures that several test files share."""
 
+import multiprocessing
+
 import matplotlib
 import pytest
 
 from tests.coco_files import elsewhere
 
+# What tests start as forks need not import PyTorch anew.
+multiprocessing.set_forkserver_preload(["helpers.training", "hypothesis", "pytest"])
 # No windows; set here and not in the environment, which the kernels of notebooks inherit.
 matplotlib.use("Agg")
 LONGEST = ["test_notebooks.py", "test_coco_profile.py", "test_run_again.py", "test_browser.py"]
@@ -49,11 +53,3 @@ def coco(tmp_path_factory):
     root = tmp_path_factory.mktemp("coco")
     write_coco(root, images=64)
     return root
-
-
-@pytest.fixture(scope="module")
-def full_cache(tmp_path_factory):
-    """The hub's cache with ViTConfig() and BertConfig(): 86 and 110 million weights."""
-    from tests.coco_val import hub_cache
-
-    return hub_cache(tmp_path_factory.mktemp("full-hub"))

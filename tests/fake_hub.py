@@ -4,7 +4,6 @@ weights, as a cache that a download has left, or behind a real HTTP server that 
 
 import hashlib
 import json
-import os
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,15 +59,13 @@ def blob(name: str, content: bytes) -> str:
 
 
 def write_cache(cache, models: dict[str, dict[str, bytes]]):
-    """The folder HF_HUB_CACHE as downloads leave it: blobs named by hash, and links to them."""
+    """The folder HF_HUB_CACHE with what downloads leave, without their links between files."""
     for model, files in models.items():
         folder = cache / f"models--{model.replace('/', '--')}"
         snapshot = folder / "snapshots" / hub.REVISIONS[model]
         snapshot.mkdir(parents=True)
-        (folder / "blobs").mkdir()
         for name, content in files.items():
-            (folder / "blobs" / blob(name, content)).write_bytes(content)
-            os.symlink(f"../../blobs/{blob(name, content)}", snapshot / name)
+            (snapshot / name).write_bytes(content)
 
 
 class Answer(BaseHTTPRequestHandler):

@@ -1,9 +1,12 @@
 """Python in a process of its own, for tests that kill it or run two at once."""
 
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from filelock import FileLock
 
@@ -18,11 +21,11 @@ def start(*command):
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
-def finish(*command, status=0):
+def finish(*command):
     """What `python command…` prints until it and its workers, who share its pipes, have ended."""
     process = start(*command)
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == status, errors
+    assert process.returncode == 0, errors
     return output
 
 
@@ -40,5 +43,27 @@ def two_at_once(lock, waiting, *command, meanwhile=lambda: True):
     return [output for output, _ in outputs]
 
 
-def die(*_):
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_at(number, function):
+    """`function`, but the process dies in the call of this number, and leaves half a file."""
+    calls = itertools.count(1)
+
+    def call(*args, **options):
+        if next(calls) == number:
+            if isinstance(args[-1], Path):
+                args[-1].write_bytes(b"half a file")
+            die()
+        return function(*args, **options)
+
+    return call
+
+
+def killed(function, *args):
+    """Calls a function of a test file in a process of its own, which has to die of it."""
+    process = multiprocessing.get_context("forkserver").Process(target=function, args=args)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL

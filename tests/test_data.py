@@ -2,14 +2,12 @@
 
 import io
 import json
-import struct
-import zlib
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
@@ -20,9 +18,7 @@ from helpers.data import draw_captions as draw
 from helpers.data import visiting_order as visit
 from helpers.storage.images import open_image
 from tests import coco_files
-from tests.coco_files import IDS, SAMPLE, image_entry, profile, write_captions, write_images
-
-SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+from tests.coco_files import IDS, image_entry, profile, write_captions, write_images
 
 
 @pytest.fixture
@@ -40,19 +36,14 @@ def edit(root, change):
 # Reading
 
 
-def assert_agrees_with_torchvision(root, step=1):
+def test_images_captions_and_subsets(root):
     images = CaptionedImages(root).check()
     oracle = CocoCaptions(root / "val2017", root / "annotations" / "captions_val2017.json")
     assert images.image_ids.tolist() == oracle.ids
-    for i in range(0, len(oracle), step):
+    for i, (image, _) in enumerate(oracle):
         rows = sorted(oracle.coco.imgToAnns[oracle.ids[i]], key=lambda row: row["id"])
         assert images.captions(i) == [row["caption"] for row in rows]
-        assert np.array_equal(images.image(i), oracle[i][0])
-
-
-def test_images_captions_and_subsets(root):
-    assert_agrees_with_torchvision(root)
-    images = CaptionedImages(root)
+        assert np.array_equal(images.image(i), image)
     texts, owners = images.all_captions()
     assert len(images) == len(IDS) and len(texts) == len(owners) == sum(4 + i % 3 for i in IDS)
     for i in range(len(images)):
@@ -60,17 +51,6 @@ def test_images_captions_and_subsets(root):
     part = images.subset([785, 139])
     assert part.image_ids.tolist() == [139, 785] and part.counts.tolist() == [5, 6]
     assert part.captions(1) == images.captions(images.image_ids.tolist().index(785))
-
-
-TEXTS = st.lists(st.text(st.characters(codec=None)), max_size=4)
-
-
-@settings(max_examples=60, **SHARED)
-@given(captions=st.dictionaries(st.integers(0, 2**62), TEXTS, min_size=1, max_size=5))
-def test_any_caption_round_trips_in_its_place(tmp_path, captions):
-    write_captions(tmp_path, captions)
-    images = CaptionedImages(tmp_path)
-    assert {int(k): images.captions(i) for i, k in enumerate(images.image_ids)} == captions
 
 
 # What a training step sees
@@ -196,38 +176,28 @@ def test_exif_turns_the_image_upright(tmp_path, orientation, places):
 BOMBS = {
     (10_000, 5_001): "has 10,000 × 5,001 pixels, more than 50,000,000. Save it smaller",
     (10_000, 10_000): "has 10,000 × 10,000 pixels",
-    (60_000, 60_000): r"is no whole picture \(Image size \(3600000000 pixels\) exceeds",
+    (20_000, 10_000): r"is no whole picture \(Image size \(200000000 pixels\) exceeds",
 }
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("width, height", BOMBS)
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, width, height):
-    """A PNG of a few bytes whose header promises `width` x `height` pixels."""
     path = tmp_path / "bomb.png"
-    Image.new("RGB", (1, 1)).save(path)
-    content = bytearray(path.read_bytes())
-    content[16:24] = struct.pack(">II", width, height)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    path.write_bytes(content)
+    Image.new("1", (width, height)).save(path)
     monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(OSError, match=rf"bomb\.png {BOMBS[width, height]}"):
         open_image(path)
 
 
-BROKEN = {
-    "noise": bytes(range(64)),
-    "beyond the end": b"II*\0\xff\xff\xff\x7f",
-    "endless": b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\xff\xff\xff\xff\x06\0\0\0",
-    "cut": b"MM\0*\0\0\0\x08\0\x05\x01\x12",
-}
+NOISE, CUT = bytes(range(64)), b"MM\0*\0\0\0\x08\0\x05\x01\x12"
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("exif", BROKEN)
+@pytest.mark.parametrize("exif", [NOISE, CUT], ids=["noise", "cut"])
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
 def test_broken_exif_says_nothing_against_the_pixels(tmp_path, exif, name):
-    halves().save(tmp_path / name, exif=b"Exif\0\0" + BROKEN[exif], quality=95)
+    halves().save(tmp_path / name, exif=b"Exif\0\0" + exif, quality=95)
     assert_halves(open_image(tmp_path / name))
 
 
@@ -287,24 +257,10 @@ def test_a_wrong_annotation_file(root, message):
         CaptionedImages(root)
 
 
-@pytest.mark.parametrize("text", ["", '{"images": [', "[]", "null"])
-def test_an_annotation_file_that_is_cut_off(root, text):
-    (root / "annotations" / "captions_val2017.json").write_text(text)
-    with pytest.raises(ValueError, match=r"val2017\.json (is no whole JSON file|has no `images`)"):
+def test_an_annotation_file_that_is_cut_off(root):
+    (root / "annotations" / "captions_val2017.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"val2017\.json is no whole JSON file"):
         CaptionedImages(root)
-
-
-def test_the_fingerprint_that_keys_caches(root):
-    images = CaptionedImages(root)
-    before, part = images.fingerprint(), images.subset(IDS[:-1]).fingerprint()
-    assert part != before
-    Image.new("RGB", (9, 9)).save(images.path(len(IDS) - 1))
-    assert images.fingerprint() != before
-    assert images.subset(IDS[:-1]).fingerprint() == part
-    write_images(root, IDS)
-    assert images.fingerprint() == before
-    edit(root, lambda data: data["annotations"][3].update(caption="something else"))
-    assert CaptionedImages(root).fingerprint() != before
 
 
 # Splits
@@ -332,21 +288,7 @@ def test_splits_of_one_folder_and_of_two(root):
     split_ids(root, [5, 3, 12], **two)
 
 
-@settings(max_examples=30, **SHARED)
-@given(val=st.integers(1, 6), dev=st.integers(1, 6), train=st.integers(1, 6))
-def test_splits_are_disjoint_or_refused(root, val, dev, train):
-    sizes = {"val_images": val, "dev_images": dev, "train_images": train}
-    if val + dev + train > len(IDS):
-        with pytest.raises(ValueError, match="val2017.json is short: .* wants . of 12 images"):
-            load_split(profile(root, **sizes), "train")
-    else:
-        splits = split_ids(root, [train, dev, val], **sizes)
-        assert len(set.union(*splits)) == val + dev + train
-
-
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no coco-sample beside the repository")
-def test_real_photographs():
-    sizes = {"train_images": 150, "dev_images": 50, "val_images": 100}
-    split_ids(SAMPLE, [150, 50, 100], **sizes)
-    assert_agrees_with_torchvision(SAMPLE, step=25)
-    assert len(CaptionedImages(SAMPLE).all_captions()[0]) == 1_500
+def test_too_few_images_for_the_splits_are_refused(root):
+    message = "val2017.json is short: train wants 6 of 12 images, 5 left"
+    with pytest.raises(ValueError, match=message):
+        load_split(profile(root, train_images=6), "train")

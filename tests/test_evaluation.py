@@ -87,9 +87,6 @@ def test_chance_is_the_mean_over_all_orders():
         assert list(retrieval_chance(owner, [k]).values()) == pytest.approx(found)
     found = [mean_average_precision(np.stack([order] * 3, axis=1), labels) for order in orders]
     assert average_precision_chance(torch.tensor(labels)) == pytest.approx(np.mean(found))
-    many = pairs(n=100)[2]
-    for number_type in (torch.uint8, torch.int32, torch.bfloat16):
-        assert retrieval_chance(many.to(number_type)) == retrieval_chance(many.numpy())
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 39, 512])
@@ -100,13 +97,6 @@ def test_chunks_change_nothing_and_equal_captions_tie_wherever_they_stand(chunk)
     for cast in (torch.Tensor.float, torch.Tensor.bfloat16, torch.Tensor.double):
         rank = ranks(cast(images), cast(texts), groups, groups, chunk)
         assert (rank >= 2).all() and rank.equal(ranks(cast(images), cast(texts), groups, groups))
-
-
-def test_ranks_of_several_relevant_items_and_padding():
-    queries, gallery = torch.tensor([[1.0], [-1.0]]), torch.tensor([[5.0], [4.0], [3.0], [2.0]])
-    assert ranks(queries, gallery, [0, 1], [1, 0, 1, 0]).tolist() == [[2, 4], [2, 4]]
-    rank = ranks(queries, gallery, [0, 1], [1, 0, 0, 0])
-    assert rank.tolist() == [[2, 3, 4], [4, 5, 6]]  # 5 and 6: no such item
 
 
 def test_scores_that_are_not_a_number_count_against_us():
