@@ -94,19 +94,24 @@ def prefetch(load, items, workers=None, ahead=None):
     """load(item) for each item, in order, while threads work on the next `ahead` ones.
 
     Threads suffice: decoding and tokenising release Python's lock. And they work in notebooks on
-    every system.
+    every system. An error of `items` comes after the results of what was begun before it.
     """
     workers = workers or worker_threads()
-    waiting = deque()
+    ahead = ahead or workers
+    waiting, items, failure = deque(), iter(items), None
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(load, item))
-                if len(waiting) > (ahead or workers):
+            while failure is None:
+                try:
+                    waiting.append(pool.submit(load, next(items)))
+                except Exception as error:
+                    # The end of the items, too.
+                    failure = error
+                while len(waiting) > (ahead if failure is None else 0):
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
         finally:
             # After an error, or when the reader stops: what has not begun never will.
             for future in waiting:
                 future.cancel()
+    if not isinstance(failure, StopIteration):
+        raise failure
