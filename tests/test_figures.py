@@ -23,10 +23,8 @@ DRAWN = {
     figures.image_grid: (IMAGES, WORDS, 4, 3, "four", MARKS, 40),
     figures.similarity_matrix: (IMAGES, WORDS, SCORES, "before"),
     figures.bars: ({MARKUP: 0.5, "b": (0.4, (0.3, 0.5))}, "", "", {"b": 0.1}, {MARKUP: 0.9}),
-    figures.confusion: (np.eye(4, dtype=int), WORDS, "confusion"),
     figures.found_images: (MARKUP, IMAGES, COSINES, MARKS),
     figures.found_captions: (IMAGES[0], WORDS, COSINES, [True] * 4, "found"),
-    figures.tokens_and_patches: (IMAGES[0], 12, ["[CLS]", MARKUP, "[SEP]"], "strips"),
     make_pictures.clip_diagram: (IMAGES, WORDS, SCORES),
     make_pictures.typed_sentences: (WORDS[:2], IMAGES, SCORES[:2], 3),
     figures.number_grids: ({"rows": SCORES, "columns": SCORES.T}, "by hand"),
@@ -58,14 +56,6 @@ def test_bars_show_value_interval_chance_and_what_is_attainable():
     assert [bar.get_width() for bar in axes.patches] == [0.4]
     spots = sorted(float(lines.get_segments()[0][0, 0]) for lines in axes.collections)
     assert spots == pytest.approx([0.1, 0.3, 0.9])
-
-
-def test_patches_are_read_row_by_row():
-    pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
-    patches = [pixels[y : y + 2, x : x + 2] for y in (0, 2) for x in (0, 2)]
-    framed = [np.pad(patch, ((1, 1), (1, 1), (0, 0)), constant_values=255) for patch in patches]
-    assert np.array_equal(figures.tiles(np.stack(patches), 4), np.hstack(framed))
-    assert figures.tiles(np.stack(patches), 3).shape == (8, 12, 3)
 
 
 def test_long_captions_are_wrapped_and_cut():

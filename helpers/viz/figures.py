@@ -13,7 +13,6 @@ import seaborn as sns
 from IPython import get_ipython
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from helpers.storage.images import shown
 
@@ -175,21 +174,6 @@ def bars(rows: dict, title="", xlabel="", chance=(), attainable=()) -> Figure:
     return figure
 
 
-def confusion(matrix, names, title="") -> Figure:
-    """Confusion matrix [C, C], each row (a true class) in shares."""
-    shares = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
-    size = max(5, 2.2 + 0.36 * len(names)), max(4.5, 1.8 + 0.34 * len(names))  # for the labels
-    figure, axes = plt.subplots(figsize=size)
-    display = ConfusionMatrixDisplay(shares, display_labels=[literal(name) for name in names])
-    look = {"include_values": False, "cmap": "Blues", "xticks_rotation": "vertical"}
-    display.plot(ax=axes, im_kw={"vmin": 0, "vmax": 1}, **look)
-    display.im_.colorbar.set_label("share of the row")
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.grid(False)
-    figure.suptitle(title)
-    return figure
-
-
 def found_images(query: str, images, scores, right=None, title="") -> Figure:
     """The images found for a sentence, best first, right ones framed green, wrong ones red."""
     titles = [f"{i + 1}.  cosine {score:.2f}" for i, score in enumerate(scores)]
@@ -219,43 +203,5 @@ def found_captions(image, captions, scores, right=None, title="") -> Figure:
     show_image(left, image)
     colors = GREY if right is None else [RIGHT if r else WRONG for r in right]
     text_bars(axes, captions, scores, colors, width=88, xlabel="cosine")
-    figure.suptitle(title)
-    return figure
-
-
-def tiles(patches, columns: int) -> np.ndarray:
-    """Patches [P, S, S, 3] in rows of `columns`, with white lines between them: [H, W, 3]."""
-    missing = -len(patches) % columns
-    frames = ((0, missing), (1, 1), (1, 1), (0, 0))
-    framed = np.pad(patches, frames, constant_values=255)
-    rows = framed.reshape(-1, columns, *framed.shape[1:]).swapaxes(1, 2)
-    return rows.reshape(-1, columns * framed.shape[2], 3)
-
-
-def tokens_and_patches(image, grid: int, pieces: list[str], title="") -> Figure:
-    """What the towers read: an image [S, S, 3] as a strip of patches, a caption as WordPieces."""
-    pixels = np.asarray(image)
-    side = len(pixels) // grid
-    patches = pixels.reshape(grid, side, grid, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-    busiest = int(patches.std(axis=(1, 2)).sum(axis=1).argmax())
-    figure = plt.figure(figsize=(11, 5.5))
-    axes = figure.subplot_mosaic("abc;ddd;eee", height_ratios=[2.4, 1.5, 0.5])
-    strip = tiles(patches, 3 * grid)
-    contents = {
-        "the picture": pixels,
-        f"cut into {grid} × {grid} patches": tiles(patches, grid),
-        f"patch {busiest + 1}: {side} × {side} × 3 = {side * side * 3} numbers": patches[busiest],
-        f"[CLS], then {len(patches)} patches row by row: what the ViT reads": strip,
-    }
-    for part, (name, content) in zip(axes.values(), contents.items()):
-        show_image(part, content)
-        part.set_title(name, fontsize=10)
-    axes["e"].set_title(f"{len(pieces)} WordPieces: what BERT reads", fontsize=10)
-    axes["e"].axis("off")
-    ends = np.cumsum([len(piece) + 2 for piece in pieces])
-    box = {"boxstyle": "round", "facecolor": "#fbe3d3", "edgecolor": TEXT}
-    look = {"ha": "center", "fontsize": min(10, 1250 / ends[-1]), "bbox": box}
-    for piece, end in zip(pieces, ends):
-        axes["e"].text((end - len(piece) / 2 - 1) / ends[-1], 0.5, literal(piece), **look)
     figure.suptitle(title)
     return figure
