@@ -64,7 +64,8 @@ def usable(profile, table, without_caption: list[str], text_tower):
     if count < FEWEST:
         report.append(f"{count} pictures can be used; the course needs {FEWEST} or more.")
     try:
-        refuse_unknown_words(text_tower(), list(good["caption"]) or [""])
+        if count:
+            refuse_unknown_words(text_tower(), list(good["caption"]))
     except ValueError as error:
         report.append(str(error))
     if report:
