@@ -49,6 +49,7 @@ def write_table(root, names, kind, encoding="utf-8"):
     if kind == "txt":
         for name, text in rows:
             (root / name).with_suffix(".txt").write_text(text, encoding)
+            (root / name).with_suffix(".json").write_text("{}")  # as img2dataset leaves it
         return root
     file = root / f"captions.{kind}"
     if kind == "json":  # COCO's, with ids that are strings
@@ -145,6 +146,16 @@ def test_where_no_picture_is_found_that_is_said(root):
     write_table(root, [f"gone_{name.split('/')[-1]}" for name in names], "csv")
     with pytest.raises(ValueError, match="captions without picture: 60 .*\n.*\n0 pictures can be"):
         splits_of(get_profile("smoke", data=str(root)))
+
+
+def test_a_tower_that_is_none_is_not_blamed_on_the_folder(root):
+    def refuse():
+        raise ValueError("no tower")
+
+    root.mkdir()
+    write_table(root, ["a.jpg"], "csv")
+    with pytest.raises(ValueError, match="^no tower$"):
+        own_data.prepare(get_profile("smoke", data=str(root)), refuse)
 
 
 def test_a_picture_is_found_by_name_alone_unless_another_caption_names_it(root):
