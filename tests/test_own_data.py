@@ -49,6 +49,7 @@ def write_table(root, names, kind, encoding="utf-8"):
     if kind == "txt":
         for name, text in rows:
             (root / name).with_suffix(".txt").write_text(text, encoding)
+            (root / name).with_suffix(".json").write_text("{}")  # as img2dataset leaves it
         return root
     file = root / f"captions.{kind}"
     if kind == "json":  # COCO's, with ids that are strings
@@ -134,10 +135,40 @@ def test_what_cannot_be_captions_is_refused_with_what_is_accepted(root, tmp_path
     with pytest.raises(ValueError, match=r"33 pictures can be used; the course needs 40"):
         splits_of(get_profile("smoke", str(root), skip_faults=True))
     (root / "more.csv").write_text("image,caption\na.jpg,a dog, running\n")
-    with pytest.raises(ValueError, match="more.csv cannot be read.*row 2 has too many cells"):
+    with pytest.raises(ValueError, match="more.csv cannot be read.*1 rows have .* first is row 2"):
         get_profile("mini", data=str(root / "more.csv"))
     with pytest.raises(ValueError, match=r"several tables, captions.csv, more.csv"):
         get_profile("mini", data=str(root))
+
+
+def test_where_no_picture_is_found_that_is_said(root):
+    names = write_pictures(root)
+    write_table(root, [f"gone_{name.split('/')[-1]}" for name in names], "csv")
+    with pytest.raises(ValueError, match="captions without picture: 60 .*\n.*\n0 pictures can be"):
+        splits_of(get_profile("smoke", data=str(root)))
+
+
+def test_a_tower_that_is_none_is_not_blamed_on_the_folder(root):
+    def refuse():
+        raise ValueError("no tower")
+
+    root.mkdir()
+    write_table(root, ["a.jpg"], "csv")
+    with pytest.raises(ValueError, match="^no tower$"):
+        own_data.prepare(get_profile("smoke", data=str(root)), refuse)
+
+
+def test_a_picture_is_found_by_name_alone_unless_another_caption_names_it(root):
+    names = write_pictures(root, count=45)
+    picture(root / "spring/twice.jpg")
+    rows = [{"path": f"C:\\photos\\{name}", "text": ["a dog", "a\u2028cat"]} for name in names]
+    rows += [{"path": f"{season}/twice.jpg", "text": "a bus"} for season in ("spring", "summer")]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (root / "c.jsonl").write_text(lines + "\n\n", "utf-8")
+    (root / "._c.jsonl").write_bytes(b"\0")  # what a Mac leaves beside it
+    table, bare = read_table(root)
+    assert len(table) == 2 * 45 + 2 and not bare and "a\u2028cat" in set(table["caption"])
+    assert list(table["image"][table["path"].isna()]) == ["summer/twice.jpg"]
 
 
 def test_captions_in_another_language_name_a_multilingual_tower(root):

@@ -217,6 +217,10 @@ RATES = {"lr": 3e-3, "image_lr": 2e-3, "text_lr": 2e-3, "batch_size": 16, "preci
 def test_every_kind_learns_and_shows_where_it_looks(tmp_path, sixteen, image, text):
     model = pair(tmp_path, image, text)
     before = weights_digest(model.image_tower), weights_digest(model.text_tower)
+    pixels, tokens = batches(model, pictures(), CAPTIONS)
+    (model.image_tower(**pixels).sum() + model.text_tower(**tokens).sum()).backward()
+    towers_only = [*model.image_tower.named_parameters(), *model.text_tower.named_parameters()]
+    assert [name for name, p in towers_only if p.grad is None] == [], "would stop several processes"
     history = training.fit(model, sixteen, sixteen, epochs=50, patch_keep_ratio=0.75, **RATES)
     best = min(row["dev_loss"] for row in history)
     assert best < 2.4 < np.log(16) < history[0]["dev_loss"], "below what a guess has"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".tif", ".tiff", ".bmp"}
+PICTURES |= {".gif"}  # what of these Pillow does not read, as HEIC, is reported as broken
 TABLES = {".csv", ".tsv", ".jsonl", ".json"}
 COLUMNS = {
     "image": ["image", "file", "filename", "file_name", "path"],
@@ -48,8 +49,8 @@ def read_table(source: Path, columns: str = "") -> tuple[pd.DataFrame, list[str]
         table, of_coco = parsed(file)
         listed = of_coco or listed
     table = with_known_columns(table, columns, file or root)
-    find = finder([file.parent if file else root, root], pictures)
-    table["path"] = [find(name) for name in table["image"]]
+    folders = [file.parent if file else root, root]
+    table["path"] = table["image"].map(located(set(table["image"]), folders, pictures))
     named = {*table["image"], *map(str, table["path"])}
     return table, [Path(name).name for name in listed if name not in named]
 
@@ -64,6 +65,9 @@ def caption_file(source: Path) -> Path | None:
     tables = [path for path in files if path.suffix.lower() in TABLES]
     if not source.is_dir() and not tables:
         raise ValueError(f"{source} cannot be read as captions. {ACCEPTED}")
+    # Hidden ones are a Mac's; a.json beside a.txt and a.jpg is about that picture alone.
+    tables = [path for path in tables if not path.name.startswith(".")]
+    tables = [path for path in tables if not path.with_suffix(".txt").is_file()]
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables)
         raise ValueError(f"{source} holds several tables, {names}: name one of them as DATA.")
@@ -89,7 +93,8 @@ def parsed(file: Path) -> tuple[pd.DataFrame, list[str]]:
     text, kind = decoded(file), file.suffix.lower()
     try:
         if kind == ".jsonl":
-            return pd.DataFrame([json.loads(line) for line in text.splitlines() if line]), []
+            lines = [line for line in text.split("\n") if line.strip()]
+            return pd.DataFrame([json.loads(line) for line in lines]), []
         if kind == ".json":
             content = json.loads(text)
             names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -101,10 +106,12 @@ def parsed(file: Path) -> tuple[pd.DataFrame, list[str]]:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
         too_long = [number for number, row in enumerate(rows, 2) if None in row]
         if too_long:
-            raise ValueError(f"row {too_long[0]} has too many cells: put a caption with a "
-                             f"{delimiter!r} in quotes")  # fmt: skip
+            raise ValueError(
+                f"{len(too_long)} rows have too many cells, the first is row {too_long[0]}: put a "
+                f"caption with a {delimiter!r} in quotes"
+            )
         return pd.DataFrame(rows), []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read as captions ({error}). {ACCEPTED}") from None
 
 
@@ -119,7 +126,10 @@ def decoded(path: Path) -> str:
 
 
 def with_known_columns(table: pd.DataFrame, columns: str, file: Path) -> pd.DataFrame:
-    """The columns image, caption and split as stripped text, under these names."""
+    """The columns image, caption and split as stripped text, under these names.
+
+    Of a JSONL, a caption may be a list of them.
+    """
     wanted = dict(zip(COLUMNS, ([name.strip()] for name in columns.split(",") if name.strip())))
     known = {str(name).strip().lower(): name for name in table}
     result = pd.DataFrame()
@@ -131,24 +141,27 @@ def with_known_columns(table: pd.DataFrame, columns: str, file: Path) -> pd.Data
                 f"{' or '.join(names)}. Say which are meant, as in "
                 'get_profile(PROFILE, data=DATA, columns="photo,comment"), or set CLIP_COLUMNS.'
             )
-        column = table[match[0]] if match else pd.Series("", table.index)
-        result[what] = column.fillna("").astype(str).str.strip()
-    return result
+        result[what] = table[match[0]] if match else pd.Series("", table.index)
+    result = result.explode("caption", ignore_index=True).fillna("").astype(str)
+    return result.apply(lambda column: column.str.strip())
 
 
-def finder(folders: list[Path], pictures: list[Path]):
-    """A function from a picture's name to its path: from one of the folders, or by name alone."""
-    by_name = defaultdict(list)
+def located(names, folders: list[Path], pictures: list[Path]) -> dict[str, Path | None]:
+    """Pictures' names with their paths: from one of the folders, else by the file's name alone.
+
+    A name with a folder does not get a picture that another name has: a/1.jpg is not b/1.jpg.
+    """
+    found, by_name = {}, defaultdict(list)
+    for name in names:
+        paths = [folder / name.replace("\\", "/") for folder in folders if name]
+        found[name] = next((path for path in paths if path.is_file()), None)
+    taken = set(found.values())
     for path in pictures:
         by_name[path.name.lower()].append(path)
         by_name[path.stem.lower()].append(path)
-
-    def find(name: str) -> Path | None:
-        name = name.replace("\\", "/")
-        for folder in folders:
-            if name and (folder / name).is_file():
-                return folder / name
-        same = by_name[Path(name).name.lower()]
-        return same[0] if len(same) == 1 else None
-
-    return find
+    for name in [name for name, path in found.items() if path is None]:
+        folder, _, last = name.replace("\\", "/").rpartition("/")
+        same = by_name[last.lower()]
+        if len(same) == 1 and not (folder and same[0] in taken):
+            found[name] = same[0]
+    return found

@@ -96,7 +96,7 @@ class Checkpoints:
         for name, now in json.loads(json.dumps(self.settings)).items():
             if before.get(name) != now:
                 fix = "Delete that folder, name another one, or use its settings"
-                was = f"{path} was written with {name} = {before.get(name)!r}"
+                was = f"{self.folder} was written with {name} = {before.get(name)!r}"
                 raise ValueError(f"{was}, this run has {now!r}. {fix}.")
         weights = read_tensors(path / "weights.safetensors")
         moments = {}

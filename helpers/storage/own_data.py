@@ -26,7 +26,7 @@ SKIP = "Mend these, or leave them out: get_profile(…, skip_faults=True), or CL
 def prepare(profile, text_tower) -> bool:
     """Check `profile.source` and write its splits; False where it is as it was the last time.
 
-    text_tower(): the tower that has to know the captions' words. Raises as `usable` does.
+    text_tower(): the tower that has to know the captions' words. Raises as it and `usable` do.
     """
     table, without_caption = read_table(profile.source, profile.columns)
     sizes = [path.stat().st_size for path in table["path"].dropna().unique()]
@@ -35,7 +35,7 @@ def prepare(profile, text_tower) -> bool:
     marker = Path(profile.data, "stamp")
     if marker.is_file() and marker.read_text() == stamp:
         return False
-    good = usable(profile, table, without_caption, text_tower)
+    good = usable(profile, table, without_caption, text_tower())
     with replace_when_complete(profile.data) as folder:
         write_splits(folder / "annotations", good, profile.shared_captions)
         (folder / "stamp").write_text(stamp)
@@ -64,7 +64,8 @@ def usable(profile, table, without_caption: list[str], text_tower):
     if count < FEWEST:
         report.append(f"{count} pictures can be used; the course needs {FEWEST} or more.")
     try:
-        refuse_unknown_words(text_tower(), list(good["caption"]) or [""])
+        if count:
+            refuse_unknown_words(text_tower, list(good["caption"]))
     except ValueError as error:
         report.append(str(error))
     if report:

@@ -71,6 +71,8 @@ def read_model(folder: Path, side: str) -> nn.Module:
         raise FileNotFoundError(f"{folder} has no safetensors, and nothing else is opened: {fix}.")
     kind = getattr(transformers, kinds[model_type]["class"])
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    # A weight that no gradient reaches, as DINOv2's mask token, would stop several processes.
+    options |= kinds[model_type].get("options", {})
     if "add_pooling_layer" in inspect.signature(kind).parameters:
         options["add_pooling_layer"] = False
     model, report = kind.from_pretrained(folder, dtype=torch.float32, **options)
