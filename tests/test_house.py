@@ -38,7 +38,7 @@ LESSON = {
     "04": "parameter_groups warmup_cosine some_patches take_step dev_metrics fit average_weights",
     "05": "siglip_loss",
     "06": "prompt class_embeds classify",
-    "07": "record fuse_heads rollout max_flow_to_inputs attention_flow relevance pointing_game",
+    "07": "record fuse_heads rollout max_flow_to_inputs attention_flow relevance",
     "08": "Gather gathered_clip_loss sigmoid_block pass_on ring_siglip_loss cached_backward",
 }
 each_lesson = pytest.mark.parametrize(
