@@ -29,8 +29,6 @@ def forward_tower(tower, batch):
     The source is the tower's pooling, as in `source_of`. Where autograd is on, its graph starts at
     the input, whether or not the tower is frozen. The tower stays as it was: the pass goes through
     a twin, since transformers leaves hooks behind.
-
-    Taught in notebook 07, "1 · One head of one layer".
     """
     shared = {id(tensor): tensor for tensor in [*tower.model.parameters(), *tower.model.buffers()]}
     # What deepcopy finds in `shared` it does not copy: the twin has the same weights.
@@ -105,34 +103,27 @@ def raw_attention(attentions, source, layer=-1, head=None):
     return torch.einsum("bi,bij->bj", source.to(weights), weights)
 
 
-def fuse_heads(attentions, fuse="mean", discard=0.0, residual=True):
+def fuse_heads(attentions, residual=True):
     """One matrix a layer [L, B, N, N] whose rows sum to 1: ½A + ½I, with A the heads' mean.
 
-    Abnar & Zuidema 2020, section 3. Later variants (J. Gildenblat 2020): fuse by "max" or "min";
-    set a share `discard` of each matrix's smallest entries to 0 first, never CLS's own.
+    Abnar & Zuidema 2020, section 3.
 
     Taught in notebook 07, "2 · Rollout: all layers at once".
     """
-    fused = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[fuse](attentions, dim=2)
-    if discard:
-        flat = fused.flatten(2)  # [L, B, N·N]
-        smallest = flat.topk(int(discard * flat.shape[-1]), largest=False).indices
-        remaining = torch.ones_like(flat).scatter(-1, smallest, 0.0)
-        remaining[..., 0] = 1.0
-        fused = (flat * remaining).view_as(fused)
+    fused = attentions.mean(dim=2)
     if residual:
         fused = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1]).to(fused)
     return fused / fused.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny)
 
 
-def rollout(attentions, source=None, **fusing):
+def rollout(attentions, source=None, residual=True):
     """How much of each input token is mixed into the source [B, N]; without one, the whole matrix.
 
-    Â_L · … · Â_1 (Abnar & Zuidema 2020, section 3). fusing: as in `fuse_heads`.
+    Â_L · … · Â_1 (Abnar & Zuidema 2020, section 3).
 
     Taught in notebook 07, "2 · Rollout: all layers at once".
     """
-    matrices = fuse_heads(attentions, **fusing)  # [L, B, N, N]
+    matrices = fuse_heads(attentions, residual)  # [L, B, N, N]
     if source is None:
         rows = torch.eye(matrices.shape[-1]).expand_as(matrices[0])  # [B, N, N]
     else:

@@ -1,7 +1,6 @@
-"""What a map is worth: does it lie on the named object, and do its patches matter to the model?
+"""Questions to a map, where is this object?, the patches that the object covers, and a score.
 
-A map is [gh, gw], scores of an image's patches; coverage is [gh, gw], the share of each patch that
-an object covers.
+Notebook 07 has further scores, in "6 · Are the maps any good?".
 """
 
 from typing import NamedTuple
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from helpers.data import splitmix64
 from helpers.evaluation import prompt
-from helpers.model import training_mode
 
 CAPTION = "a picture of a {}"
 
@@ -71,59 +69,8 @@ def pointing_game(maps, coverage):
     maps, coverage [B, gh, gw]. Of several equal peaks the share that hits counts, which for a
     constant map is chance; a map of NaN has not pointed (Zhang et al. 2016, arXiv 1608.00507).
 
-    Taught in notebook 07, "7 · Are the maps any good?".
+    Taught in notebook 07, "6 · Are the maps any good?".
     """
     maps, touched = maps.flatten(1), coverage.flatten(1) > 0  # [B, P]
     peak = maps == maps.max(dim=1, keepdim=True).values
     return (peak & touched).sum(dim=1) / peak.sum(dim=1).clamp_min(1)
-
-
-def energy(maps: Tensor, coverage: Tensor) -> Tensor:
-    """The share of each map that lies inside the object: [B]; chance is the object's share.
-
-    Scores must not be negative; a map of zeros counts as even (Wang et al. 2020, arXiv 1910.01279).
-    """
-    maps = maps.flatten(1)  # [B, P]
-    maps = torch.where(maps.sum(dim=1, keepdim=True) > 0, maps, 1.0)
-    return (maps * coverage.flatten(1)).sum(dim=1) / maps.sum(dim=1)
-
-
-def curves(model, images: dict, texts: dict, maps: Tensor, steps: int = 12):
-    """Cosine of image and caption as patches go, and as they come: two tensors [B, steps + 1].
-
-    Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421), the best patch first. A patch
-    that is away is 0 after normalisation, the grey of the mean image. images, texts: batches of
-    both towers, pair b in row b; maps [B, gh, gw].
-    """
-    pixels = images["pixel_values"]
-    pixels = model.image_tower.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    place = order.argsort(dim=1).view(maps.shape)  # 0 for the best patch
-    deletion, insertion = [], []
-    with training_mode(model, False), torch.no_grad():
-        text_embeds = model.encode_text(**texts)
-        for step in range(steps):
-            first = (place < round(step / steps * order.shape[1]))[:, None].float()
-            first = F.interpolate(first, size=pixels.shape[2:], mode="nearest").to(pixels)
-            for part, cosines in ((1 - first, deletion), (first, insertion)):
-                cosines.append((model.encode_image(pixels * part) * text_embeds).sum(dim=-1))
-    # One ends where the other starts: all grey, and the whole image.
-    deletion, insertion = [*deletion, insertion[0]], [*insertion, deletion[0]]
-    return torch.stack(deletion, dim=1).cpu(), torch.stack(insertion, dim=1).cpu()
-
-
-def random_maps(count: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
-    """A baseline: maps of noise, [count, gh, gw]."""
-    return torch.rand(count, *grid, generator=torch.Generator().manual_seed(seed))
-
-
-def centre_prior(count: int, grid: tuple[int, int]) -> Tensor:
-    """A baseline: the nearer to the middle of the image, the higher, everywhere: [count, gh, gw].
-
-    A Gaussian as wide as a quarter of the image. In an even grid the middle is a corner: the patch
-    to its lower right counts as nearest, or the peak would be four patches.
-    """
-    down, right = ((torch.arange(side) + 0.5) / side - 0.5 - 1e-3 for side in grid)
-    squared_distance = down[:, None] ** 2 + right[None] ** 2
-    prior = torch.exp(-squared_distance / (2 * 0.25**2))
-    return prior.expand(count, -1, -1)

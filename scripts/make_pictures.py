@@ -112,11 +112,11 @@ def diagram(model, seed: int) -> Figure:
 
 
 def explained(model, images, sentence: str) -> Figure:
-    """The images nearest to a sentence, and what in them made them fit."""
+    """The images nearest to a sentence, and their relevance maps."""
     cosines, rows = nearest(model.encode_texts([sentence])[0], model.encode_images(images))
     found = [images[i] for i in rows.tolist()]
     grids, _ = explain(model, found, [sentence])
-    title = f"“{sentence}”, and what spoke for it"
+    title = f"“{sentence}”: the nearest pictures, and their relevance"
     texts = {"title": title, "label": "relevance, largest = 1"}
     texts["visible"] = model.image_tower.visible
     titles = [f"cosine {cosine:.2f}" for cosine in cosines]

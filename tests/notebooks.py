@@ -1,5 +1,6 @@
 """The notebooks as the tests read them."""
 
+import ast
 import functools
 import re
 import shutil
@@ -24,6 +25,16 @@ def code_cells(path):
 def python(cell):
     """A cell's source as Python: what only IPython understands has become calls."""
     return TransformerManager().transform_cell(cell.source)
+
+
+def taken(path, *names):
+    """Functions that no helper holds, as the notebook's cells define them."""
+    body = [node for cell in code_cells(path) for node in ast.parse(python(cell)).body]
+    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    functions = [node for node in body if getattr(node, "name", None) in names]
+    space = {}
+    exec(compile(ast.Module([*imports, *functions], []), path.name, "exec"), space)
+    return [space[name] for name in names]
 
 
 def prose(path):

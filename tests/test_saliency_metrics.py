@@ -1,4 +1,4 @@
-"""What a map is worth: questions, coverage, pointing game, energy, deletion and insertion."""
+"""What a map is worth: questions and coverage; notebook 07's pointing game, energy, deletion."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,14 @@ from helpers import saliency_metrics as metrics
 from helpers.data import CaptionedImages
 from helpers.probes import Instances
 from tests import tiny
+from tests.notebooks import NOTEBOOKS, taken
 from tests.test_probes import instance, write_instances
 
 GRID = (2, 2)
+pointing_game, energy, centre_prior, curves = taken(
+    next(path for path in NOTEBOOKS if path.name.startswith("07")),
+    *("pointing_game", "energy", "centre_prior", "curves"),
+)
 
 
 @pytest.fixture
@@ -72,26 +77,24 @@ BY_HAND = {
 def test_pointing_game_and_energy_by_hand():
     grids = torch.tensor([grid for grid, _ in BY_HAND.values()])
     coverage = torch.tensor([[0.0, 0.2], [0.0, 1.0]]).expand(len(BY_HAND), 2, 2)
-    assert metrics.pointing_game(grids, coverage).tolist() == [hit for _, hit in BY_HAND.values()]
+    assert pointing_game(grids, coverage).tolist() == [hit for _, hit in BY_HAND.values()]
     coverage = torch.tensor([[0.0, 0.5], [0.0, 1.0]]).expand(2, 2, 2)
     maps = torch.tensor([[[1.0, 2.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    assert metrics.energy(maps, coverage).tolist() == [0.5, coverage.mean()]
+    assert energy(maps, coverage).tolist() == [0.5, coverage.mean()]
 
 
 def test_random_maps_score_what_chance_says():
     generator = torch.Generator().manual_seed(1)
     coverage = (torch.rand(2000, 4, 4, generator=generator) < 0.2).float()
-    maps = metrics.random_maps(2000, (4, 4))
-    assert torch.equal(maps, metrics.random_maps(2000, (4, 4)))
-    assert not torch.equal(maps, metrics.random_maps(2000, (4, 4), seed=1))
-    for measure in (metrics.pointing_game, metrics.energy):
+    maps = torch.rand(2000, 4, 4, generator=generator)
+    for measure in (pointing_game, energy):
         values = measure(maps, coverage)
         assert abs(values.mean() - coverage.mean()) < 4 * values.std() / 2000**0.5
 
 
 @pytest.mark.parametrize("grid", [(12, 12), (3, 5), (14, 10)])
 def test_the_centre_has_one_peak_in_the_middle(grid):
-    flat = metrics.centre_prior(2, grid)[1].flatten()
+    flat = centre_prior(2, grid)[1].flatten()
     assert (flat == flat.max()).sum() == 1
     assert divmod(flat.argmax().item(), grid[1]) == (grid[0] // 2, grid[1] // 2)
 
@@ -102,7 +105,7 @@ def test_deletion_and_insertion_by_hand():
     pixels = torch.from_numpy(rng.integers(0, 256, (2, 3, 16, 16), dtype=np.uint8))
     texts = model.text_tower.tokenize(["a red dog", "two cat"])
     maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]], [[1.0, 2.0], [4.0, 3.0]]])
-    deletion, insertion = metrics.curves(model, {"pixel_values": pixels}, texts, maps, steps=4)
+    deletion, insertion = curves(model, {"pixel_values": pixels}, texts, maps, steps=4)
     assert model.training and deletion.shape == insertion.shape == (2, 5)
 
     @torch.no_grad()
