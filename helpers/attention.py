@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helpers.max_flow import flows
 from helpers.model import training_mode
-from helpers.storage.towers import ends, whole_words
+from helpers.storage.towers import whole_words
 
 METHODS = ("raw", "rollout", "flow", "relevance")
 
@@ -196,15 +196,17 @@ class Words(NamedTuple):
     special: float
 
 
-def word_scores(tower, input_ids: Tensor, scores: Tensor) -> list[Words]:
-    """Scores of tokens [B, T] as scores of whole words: those of a word's pieces are added up."""
-    special_ids, rows = ends(tower.tokenizer), []
-    for ids, row in zip(input_ids.tolist(), scores.tolist()):
-        words = whole_words(tower, ids)
+def word_scores(tower, captions: list[str], scores: Tensor) -> list[Words]:
+    """Scores of tokens [B, T] as scores of whole words: those of a word's pieces are added up.
+
+    Padding has none.
+    """
+    rows = []
+    for caption, row in zip(captions, scores.tolist()):
+        words = whole_words(tower, caption)
         values = [sum(row[k] for k in places) for _, places in words]
-        special = sum(score for token, score in zip(ids, row) if token in special_ids)
-        share = special / max(special + sum(values), 1e-12)
-        rows.append(Words([word for word, _ in words], torch.tensor(values), share))
+        special = max(0.0, sum(row) - sum(values)) / max(sum(row), 1e-12)
+        rows.append(Words([word for word, _ in words], torch.tensor(values), special))
     return rows
 
 
@@ -220,6 +222,7 @@ class Comparison(NamedTuple):
     """Images and captions, pair by pair, once they have gone through a model."""
 
     model: object
+    captions: list[str]
     images: dict[str, Tensor]
     texts: dict[str, Tensor]
     sides: dict[str, tuple]  # {"image": (attentions, source), "text": …}, as in `forward_both`
@@ -240,7 +243,9 @@ def compare(model, images: list, captions: list[str]) -> Comparison:
     images, captions = (list(x) * (max(counts) // len(x)) for x in (images, captions))
     images, texts = batches(model, images, captions)
     *sides, similarity = forward_both(model, images, texts)
-    return Comparison(model, images, texts, dict(zip(("image", "text"), sides)), similarity)
+    return Comparison(
+        model, captions, images, texts, dict(zip(("image", "text"), sides)), similarity
+    )
 
 
 def token_scores(side, similarity, method, source=None, layer=-1, layers=slice(None), head=None):
@@ -265,13 +270,13 @@ def read_maps(comparison, method="relevance", tower=None, **options) -> tuple[Te
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: choose one of {', '.join(METHODS)}")
-    model, images, texts, sides, similarity = comparison
+    model, captions, images, _, sides, similarity = comparison
     of_patches, of_tokens = (
         token_scores(side, similarity, method, **(options if tower in (None, name) else {}))
         for name, side in sides.items()
     )
     grids = patch_grid(model.image_tower, images["pixel_values"], of_patches)
-    return grids, word_scores(model.text_tower, texts["input_ids"], of_tokens)
+    return grids, word_scores(model.text_tower, captions, of_tokens)
 
 
 def explain(model, images: list, captions: list[str], method: str = "relevance", **options):

@@ -48,7 +48,7 @@ def measured(model, image, captions: list[str], other: str) -> dict:
     "special" {method: …}, "relevance" [one map a setting]}].
     """
     captions = [*captions, other]
-    _, pixels, tokens, sides, similarity = compare(model, [image], captions)
+    _, _, pixels, _, sides, similarity = compare(model, [image], captions)
     attentions, source = sides["image"]
     # The image is the same in every row, and only relevance reads the caption.
     one_image = [weights[:1] for weights in attentions], source[:1]
@@ -58,7 +58,7 @@ def measured(model, image, captions: list[str], other: str) -> dict:
         rows = [token_scores(side, similarity, method, **row) for row in options]
         maps[method] = [patch_grid(model.image_tower, pixels["pixel_values"], row) for row in rows]
         rows = [token_scores(sides["text"], similarity, method, **row) for row in options]
-        words[method] = [word_scores(model.text_tower, tokens["input_ids"], row) for row in rows]
+        words[method] = [word_scores(model.text_tower, captions, row) for row in rows]
     relevance = maps.pop("relevance")
     texts = []
     for c, text in enumerate(captions):

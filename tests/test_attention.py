@@ -341,18 +341,17 @@ def test_relevance_asks_nothing_of_the_weights(model, trainable):
 
 
 def test_pieces_are_merged_and_special_tokens_reported_apart(model):
-    tower = model.text_tower
-    ids = tower.tokenize(["Dogs near zebra buses", "cat"])["input_ids"]
-    pieces = tower.tokenizer.convert_ids_to_tokens(ids[0].tolist())
-    assert pieces == ["[CLS]", "dog", "##s", "near", "[UNK]", "bus", "##es", "[SEP]"]
-    scores = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [0.5, 1, 0.5, 99, 99, 99, 99, 99]])
-    first, second = attention.word_scores(tower, ids, scores)
-    assert first.words == ["dogs", "near", "[UNK]", "buses"]
+    tower, captions = model.text_tower, ["Dogs near zebra buses", "cat"]
+    pieces = tower.tokenizer.tokenize(captions[0])
+    assert pieces == ["dog", "##s", "near", "[UNK]", "bus", "##es"]
+    scores = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [0.5, 1, 0.5, 0, 0, 0, 0, 0]])
+    first, second = attention.word_scores(tower, captions, scores)
+    assert first.words == captions[0].split()
     assert first.scores.tolist() == [5, 4, 5, 13]
     assert first.special == pytest.approx((1 + 8) / 36)
     assert second.words == ["cat"] and second.scores.tolist() == [1]
     assert second.special == pytest.approx(0.5)
-    (words,) = attention.word_scores(tower, ids[1:], torch.zeros(1, 8))
+    (words,) = attention.word_scores(tower, captions[1:], torch.zeros(1, 8))
     assert words.scores.tolist() == [0] and words.special == 0
 
 
@@ -381,7 +380,7 @@ def test_explain_is_the_reading_of_both_towers(model, method):
         scores = [reading(*side) for side in zip(attentions, sources)]
     assert torch.equal(grids.flatten(1), scores[0][:, 1:]) and grids.shape == (3, 4, 4)
     assert [row.words for row in words] == [caption.split() for caption in CAPTIONS]
-    expected = attention.word_scores(model.text_tower, texts["input_ids"], scores[1])
+    expected = attention.word_scores(model.text_tower, CAPTIONS, scores[1])
     for row, other in zip(words, expected):
         assert torch.equal(row.scores, other.scores) and row.special == other.special
 

@@ -126,34 +126,18 @@ def read_tokenizer(folder: Path):
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def starts_word(tokenizer, pieces: list[str]) -> list[bool]:
-    """Whether each of a caption's pieces begins a word, by the marks of its tokenizer."""
-    sample = "".join(tokenizer.tokenize("a a"))
-    if "</w>" in sample:  # CLIP marks a word's last piece
-        return [True, *(piece.endswith("</w>") for piece in pieces[:-1])]
-    if "Ġ" in sample or "▁" in sample:  # RoBERTa and SigLIP mark the space before a word
-        return [piece[0] in "Ġ▁" for piece in pieces]
-    return [not piece.startswith("##") for piece in pieces]
-
-
-def ends(tokenizer) -> set[int]:
-    """The tokens that stand before and after a caption, such as [CLS] and [SEP]."""
-    return {getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "bos", "eos")}
-
-
-def whole_words(tower, ids: list[int]) -> list[tuple[str, list[int]]]:
-    """A caption's words as a text tower reads them, each with its pieces' places in `ids`."""
-    tokenizer, words = tower.tokenizer, []
-    pieces = tokenizer.convert_ids_to_tokens(ids)
-    # A word that BERT does not know is still a word.
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | ends(tokenizer)
-    for k, starts in enumerate(starts_word(tokenizer, pieces)):
-        if ids[k] not in special:
-            if starts or not words:
-                words.append([])
-            words[-1].append(k)
-    names = (tokenizer.convert_tokens_to_string([pieces[k] for k in places]) for places in words)
-    return [(name.replace("</w>", "").strip(), places) for name, places in zip(names, words)]
+def whole_words(tower, caption: str) -> list[tuple[str, list[int]]]:
+    """A caption's words as a text tower reads them, each with the places of its pieces."""
+    limits = {"truncation": True, "max_length": tower.max_length}
+    encoding = tower.tokenizer(caption, return_offsets_mapping=True, **limits)
+    words = {}
+    for k, number in enumerate(encoding.word_ids()):
+        if number is not None:  # [CLS] and [SEP] belong to no word
+            words.setdefault(number, []).append(k)
+    spans = encoding["offset_mapping"]
+    ends = [(spans[places[0]][0], spans[places[-1]][1]) for places in words.values()]
+    names = [caption[start:end].strip() for start, end in ends]
+    return list(zip(names, words.values()))
 
 
 def report_cut_captions(tower, texts: list[str]) -> None:

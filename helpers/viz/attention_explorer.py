@@ -135,8 +135,7 @@ class Explorer(controls.Live):
         return [captions] if isinstance(captions, str) else list(dict.fromkeys(captions))
 
     def words(self) -> list[tuple[str, list[int]]]:
-        tower = self.model.text_tower
-        return whole_words(tower, tower.tokenize([self.value("caption")])["input_ids"][0].tolist())
+        return whole_words(self.model.text_tower, self.value("caption"))
 
     def sources(self, tower: str) -> list[str]:
         """Where a reading can start: the pooling, then a patch, or each of the caption's words."""
