@@ -243,9 +243,8 @@ def compare(model, images: list, captions: list[str]) -> Comparison:
     images, captions = (list(x) * (max(counts) // len(x)) for x in (images, captions))
     images, texts = batches(model, images, captions)
     *sides, similarity = forward_both(model, images, texts)
-    return Comparison(
-        model, captions, images, texts, dict(zip(("image", "text"), sides)), similarity
-    )
+    sides = dict(zip(("image", "text"), sides))
+    return Comparison(model, captions, images, texts, sides, similarity)
 
 
 def token_scores(side, similarity, method, source=None, layer=-1, layers=slice(None), head=None):

@@ -32,7 +32,6 @@ OTHERS = {
     "row": (1, {"method": "rollout", "source": PATCH}),
     "column": (1, {"method": "rollout", "source": PATCH}),
     "strength": (0.2, {}),
-    "top": (0.5, {}),
 }
 
 

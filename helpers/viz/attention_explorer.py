@@ -81,15 +81,11 @@ class Explorer(controls.Live):
             "row": controls.slider("Row:", 1, self.side, middle),
             "column": controls.slider("Column:", 1, self.side, middle),
             "strength": controls.slider("Overlay:", 0, 1, 0.85, widgets.FloatSlider, step=0.05),
-            "top": controls.slider(
-                "Scale ends at (0: its highest):", 0, 1000, 0, widgets.BoundedFloatText
-            ),
         }
-        parts["top"].style.description_width = "initial"
         lines = [["origin", "number", "file"], *self.scene.rows, ["choice"], ["caption"]]
         lines += [["method", "tower", "head"], ["layer", "layers"], ["source", "row", "column"]]
         self.note = widgets.HTML()
-        super().__init__(self.drawn, parts, [*lines, ["strength", "top"]], height=440)
+        super().__init__(self.drawn, parts, [*lines, ["strength"]], height=440)
         self.children = [*self.lines, self.note, self.message, self.image]
 
     def value(self, name: str):
@@ -188,7 +184,7 @@ class Explorer(controls.Live):
             self.state |= {"reading": reading, "maps": (grid, words)}
         return *self.state["maps"], comparison.similarity.item()
 
-    def drawn(self, caption, method, strength, top, **_) -> Figure:
+    def drawn(self, caption, method, strength, **_) -> Figure:
         """The figure of the controls' values; sets `note`."""
         image = self.chosen_image()
         if not caption.strip():
@@ -201,6 +197,6 @@ class Explorer(controls.Live):
         note = html.escape(f"{highest} {limits(method)}")
         self.note.value = f'<span role="status">{note}</span>'
         title = f"{method}   ·   cosine of picture and caption {cosine:.2f}"
-        look = {"title": title, "strength": strength, "top": top or None, **marks}
+        look = {"title": title, "strength": strength, **marks}
         look["visible"] = self.model.image_tower.visible
         return overlays.map_and_words(image, grid, words, **look)
