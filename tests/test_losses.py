@@ -1,4 +1,4 @@
-"""The losses against PyTorch's cross-entropy and against plain loops, both in float64."""
+"""The losses against plain loops, in float64; notebooks 03 and 05 compare with cross-entropies."""
 
 import math
 
