@@ -17,7 +17,6 @@ def test_over_seeds_is_mean_and_sample_deviation_beside_chance_and_attainable():
     deviation = round(float(np.std([0.1, 0.3], ddof=1)), 5)
     assert result["m/a/b"] == {"mean": 0.2, "std": deviation, "attainable": 0.9, "seeds": 2}
     assert result["m/a/c"] == {"mean": 1.0, "std": 0.0, "chance": 0.5, "seeds": 2}
-    assert list(result["m/a/b"]) == ["mean", "std", "seeds", "attainable"]
 
 
 def test_results_are_written_unless_a_training_was_interrupted(smoke, capsys):
@@ -74,7 +73,8 @@ def test_models_made_of_something_else_stay_where_they_are_and_are_not_used(smok
     assert again.logit_scale.equal(model.logit_scale)
     capsys.readouterr()
     assert load_or_build.finetuned(other) is None
-    assert "left aside" in (said := capsys.readouterr().out) and "scripts.train" in said
+    said = capsys.readouterr().out
+    assert "left aside" in said and "scripts.train" in said
 
 
 def test_a_changed_profile_of_this_name_does_not_write_over_the_committed_results(tmp_path):

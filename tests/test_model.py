@@ -3,14 +3,12 @@
 import copy
 import json
 import math
-from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 from torch import nn
-from transformers import BertModel, BertTokenizerFast, ViTImageProcessor, ViTModel
 
 from helpers import load_or_build
 from helpers import model as dual_encoder
@@ -37,15 +35,6 @@ def pictures(n=5):
     return [Image.new("RGB", (20 + i, 30), (40 * i, 10, 200)) for i in range(n)]
 
 
-def test_a_head_does_not_normalise_and_projections_do():
-    features = dual_encoder.ProjectionHead(5, 7)(torch.randn(2, 5))
-    assert not features.norm(dim=-1).isclose(torch.ones(2)).any()
-    heads = CLIP(3, 4, embed_dim=8)
-    for embeds in (heads.project_image(torch.randn(6, 3)), heads.project_text(torch.randn(6, 4))):
-        assert embeds.shape == (6, 8)
-        torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(6))
-
-
 def test_scale_and_bias_start_where_the_papers_say_and_are_trained(tmp_path):
     heads, siglip = CLIP(3, 4, 8), CLIP(3, 4, 8, **dual_encoder.SIGLIP_START)
     assert heads.logits()["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
@@ -56,18 +45,6 @@ def test_scale_and_bias_start_where_the_papers_say_and_are_trained(tmp_path):
     siglip.logit_bias.data.fill_(-3.5)
     save_heads(siglip, tmp_path, {})
     assert load_heads(tmp_path)[0].logit_bias.item() == -3.5
-
-
-def test_forward_takes_a_batch_raw_or_as_features_of_frozen_towers(model):
-    tokens = model.text_tower.tokenize(["a dog", "cat"])
-    batch = {"pixel_values": torch.rand(2, 3, 16, 16), **tokens}
-    whole = model({**batch, "image_ids": torch.arange(2)})
-    assert whole["image_embeds"].shape == whole["text_embeds"].shape == (2, 8)
-    assert whole["logit_scale"] is model.logit_scale
-    image_features = model.image_tower(batch["pixel_values"])
-    halves = model({"image_features": image_features, "text_features": model.text_tower(**tokens)})
-    assert whole.keys() == halves.keys()
-    assert all(halves[name].equal(tensor) for name, tensor in whole.items())
 
 
 def test_encoding_takes_one_or_many_paths_images_and_sentences(model, tmp_path):
@@ -119,68 +96,49 @@ def test_averaged_weights_lie_between_two_models_and_change_neither(model):
         assert p.equal(end) == start.equal(end)  # the text tower, which was not tuned
     assert [weights_digest(model), weights_digest(after)] == both and after.training
     assert not any(part.training for part in averaged.modules())
-    towers = model.image_tower, model.text_tower
-    others = {"logit_bias": CLIP(16, 16, 8, *towers, **dual_encoder.SIGLIP_START)}
-    others |= {"image_head.1.weight": CLIP(16, 16, 9, *towers)}
-    for name, other in others.items():
-        for pair in ((model, other), (other, model)):
-            with pytest.raises(ValueError, match=f"{name} is missing or of another shape"):
-                average_weights(*pair, 0.5)
+    other = CLIP(16, 16, 8, model.image_tower, model.text_tower, **dual_encoder.SIGLIP_START)
+    for pair in ((model, other), (other, model)):
+        with pytest.raises(ValueError, match="logit_bias is missing or of another shape"):
+            average_weights(*pair, 0.5)
 
 
 def test_saved_heads_come_back_equal(model, tmp_path):
     model.logit_scale.data.fill_(3.5)
-    for folder in ("a", "b/c"):
-        save_heads(model, tmp_path / folder, {"profile": "mini", "name": "naïve"})
+    save_heads(model, tmp_path / "b/c", {"profile": "mini", "name": "naïve"})
     loaded, meta = load_heads(tmp_path / "b/c", model.image_tower, model.text_tower)
     assert meta == {"profile": "mini", "name": "naïve"}
     assert not loaded.training and loaded.dims == model.dims
     states = [dual_encoder.head_state(heads) for heads in (model, loaded)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert loaded.encode_texts("a cat").equal(model.encode_texts("a cat"))
-    assert load_heads(tmp_path / "a")[0].image_tower is None
-    names = load_file(tmp_path / "a/heads.safetensors").keys()
+    assert load_heads(tmp_path / "b/c")[0].image_tower is None
+    names = load_file(tmp_path / "b/c/heads.safetensors").keys()
     assert "logit_scale" in names and not any("tower" in name for name in names)
-    for name in ("heads.json", "heads.safetensors"):  # the same heads are the same bytes
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b/c" / name).read_bytes()
-    assert len(list((tmp_path / "a").iterdir())) == 2
 
 
 # A save that was killed between its two files.
 OTHER = save({name: t + 1 for name, t in dual_encoder.head_state(CLIP(16, 16, 8)).items()})
-NOT_OURS = "heads.safetensors is damaged, or not the file .* delete"
+FAULTS = [
+    ("heads.safetensors", OTHER, "heads.safetensors is damaged, or not the file .* delete"),
+    ("heads.json", b'{"image_dim": 16', "does not describe heads"),
+]
 
 
-FAULTS = {
-    "heads.safetensors": (NOT_OURS, [None, b"", b"\x80\x04N.", OTHER]),
-    "heads.json": ("does not describe heads", [None, b"", b'{"image_dim": 16']),
-}
-
-
-@pytest.mark.parametrize(
-    "name, content", [(name, content) for name in FAULTS for content in FAULTS[name][1]]
-)
-def test_files_that_are_missing_damaged_or_of_another_save_are_refused(files, name, content):
-    path, problem = files / name, FAULTS[name][0]
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=f"No such file .*{path}|{problem}"):
+@pytest.mark.parametrize("name, content, problem", FAULTS)
+def test_files_that_are_damaged_or_of_another_save_are_refused(files, name, content, problem):
+    (files / name).write_bytes(content)
+    with pytest.raises(ValueError, match=problem):
         load_heads(files)
 
 
-def test_shapes_that_do_not_fit_are_refused(model, files):
+def test_shapes_that_do_not_fit_are_refused(files):
     about = json.loads((files / "heads.json").read_text())
     (files / "heads.json").write_text(json.dumps({**about, "text_dim": 5}))
-    refused = partial(pytest.raises, ValueError, match="heads.safetensors holds other shapes than ")
-    with refused():
-        load_heads(files)
-    del model.logit_scale  # a tensor too few must not stay what chance made it
-    model.logit_scale = 1.0
-    save_heads(model, files, {})
-    with refused():
+    with pytest.raises(ValueError, match="heads.safetensors holds other shapes than "):
         load_heads(files)
 
 
-def test_the_whole_model_is_one_folder_that_transformers_reads_too(model, tmp_path):
+def test_the_whole_model_is_one_folder(model, tmp_path):
     save_model(CLIP(16, 16, 8, image_tower(seed=1), text_tower(seed=1)), tmp_path, {"run": 0})
     save_model(model, tmp_path, {"run": 1})  # in the place of the other
     loaded, meta = load_model(tmp_path, max_length=12)
@@ -189,16 +147,6 @@ def test_the_whole_model_is_one_folder_that_transformers_reads_too(model, tmp_pa
     with torch.no_grad():
         assert loaded.encode_image(pixels).equal(model.encode_image(pixels))
         assert loaded.encode_texts(texts).equal(model.encode_texts(texts))
-        vit = ViTModel.from_pretrained(tmp_path / "image_tower", add_pooling_layer=False).eval()
-        bert = BertModel.from_pretrained(tmp_path / "text_tower", add_pooling_layer=False).eval()
-        processor = ViTImageProcessor.from_pretrained(tmp_path / "image_tower")
-        tokenizer = BertTokenizerFast.from_pretrained(tmp_path / "text_tower")
-        scaled = processor(list(pixels), do_resize=False, return_tensors="pt")["pixel_values"]
-        torch.testing.assert_close(vit(scaled).last_hidden_state[:, 0], model.image_tower(pixels))
-        tokens = tokenizer(texts, padding=True, return_tensors="pt")
-        mask = tokens["attention_mask"][:, :, None]
-        by_hand = (bert(**tokens).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
-        torch.testing.assert_close(by_hand, model.text_tower(tokens["input_ids"], mask[:, :, 0]))
     assert not list(tmp_path.glob(".*"))
 
 
@@ -218,9 +166,6 @@ def test_a_tower_with_a_flipped_bit_is_refused(model, tmp_path, tower):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"{tower} does not hold the weights .*delete"):
-        load_model(tmp_path, max_length=12)
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="a tower in .* cannot be read .*delete"):
         load_model(tmp_path, max_length=12)
 
 

@@ -46,14 +46,6 @@ def test_a_map_lies_over_the_part_that_the_tower_sees():
     assert axes.patches[0].get_bbox().bounds == pytest.approx((7.5 + 2 * wide, 15.5, wide, high))
 
 
-def test_strength_goes_from_the_image_alone_to_the_map_alone():
-    axes = plt.subplots()[1]
-    drawn = overlays.overlay(axes, IMAGES[0], GRIDS[0], strength=0)
-    assert drawn.cmap(255)[3] == 0
-    assert np.array_equal(axes.images[0].get_array(), np.asarray(IMAGES[0]))
-    assert overlays.heat(1)(255)[3] == 1 and overlays.heat(1)(0)[3] == 0
-
-
 def test_maps_share_one_scale_and_one_colour_bar():
     titles = ["a", "b", "c $1"]
     figure = overlays.maps(IMAGES, GRIDS, titles, columns=2, title="three", sources=True)

@@ -1,8 +1,6 @@
 """README's tables of results are what data/results says."""
 
-import pytest
-
-from scripts.readme_table import ROOT, fill, filled, gpu_table, maps_table, table
+from scripts.readme_table import ROOT, filled, maps_table, table
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "gpu": None}
 
@@ -50,16 +48,6 @@ def test_maps_stand_beside_their_baselines():
     assert lines[4] == "| *Random* | 0.000 ± 0.016 |  |  |  |"
     for part in ("500 pictures", "(attention flow: 100)", "0.103"):
         assert part in lines[-1]
-
-
-def test_only_the_part_between_the_markers_changes():
-    readme = "a\n<!-- maps -->\nold\n<!-- /maps -->\nb\n"
-    new = fill(readme, "maps", maps_table({}))
-    assert new.startswith("a\n<!-- maps -->\nNo maps") and new.endswith("<!-- /maps -->\nb\n")
-    assert "old" not in new and fill(new, "maps", maps_table({})) == new
-    with pytest.raises(ValueError, match="markers"):
-        fill("no markers", "maps", "text")
-    assert table(None).startswith("No results") and "benchmarks.gpu" in gpu_table(None)
 
 
 def test_readme_is_up_to_date():

