@@ -48,6 +48,11 @@ def padding(lengths, size):
     return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
 
 
+def choose_alpha(alphas, recall, probes, worst=min):
+    allowed = [i for i in range(len(alphas)) if worst(p[i] for p in probes.values()) >= -1]
+    return alphas[max(allowed, key=lambda i: recall[i])]
+
+
 def own(best):
     """Whether the best of row i is column i."""
     return best == torch.arange(len(best))
@@ -134,6 +139,8 @@ RIGHT = {
     "04-clip": clip,
     "04-paired": difference,
     "04-bytes": lambda trained, frozen: 16 * trained + 4 * frozen,
+    "04-share": 0.39,
+    "04-alpha": choose_alpha,
     "05-one-pair": math.log(1 + math.exp(10)),
     "05-chunks": sigmoid_in_chunks,
     "05-calm": lambda n: -math.log(n - 1),
@@ -179,9 +186,15 @@ WRONG = [
     ("04-clip", lambda g, most: [x.clamp(-most, most) for x in g], "each number"),
     ("04-clip", add_lengths, "Add squares"),
     ("04-clip", lambda g, most: clip(g, most, down_only=False), "short enough"),
+    ("04-clip", lambda g, most: clip(g, 1.0), "whatever `most` says"),
     ("04-paired", unpaired, "unrelated"),
+    ("04-paired", lambda *x: (np.subtract(*x).mean(), np.subtract(*x).std(ddof=1) / 3**0.5), "√3"),
     ("04-paired", lambda after, before: difference(after, before, root=False), "√n"),
     ("04-paired", lambda after, before: difference(after, before, ddof=0), "n − 1"),
+    ("04-share", 1 / 12, "forward pass goes through all"),
+    ("04-share", 1 / 3, "forward pass alone"),
+    ("04-alpha", lambda alphas, recall, _: alphas[recall.index(max(recall))], "loses more than"),
+    ("04-alpha", lambda *x: choose_alpha(*x, worst=lambda p: next(iter(p))), "every probe"),
     ("05-chunks", lambda *x: sigmoid_in_chunks(*x, shifted=False), "second chunk"),
     ("05-chunks", lambda *x: sigmoid_in_chunks(*x) / 5, "divide by n"),
     ("05-calm", lambda n: -math.log(n), "nearly"),

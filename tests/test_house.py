@@ -23,7 +23,7 @@ LAYERS = [
     "training_context evaluation probes distributed published_clip",
     "training",
     "load_or_build",
-    "attention max_flow saliency_metrics memory",
+    "attention max_flow saliency_metrics",
     "viz",
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
