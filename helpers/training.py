@@ -278,4 +278,4 @@ def require_finite(loss, step, image_ids, saved):
     if not math.isfinite(loss):
         where = f"in step {step}, on the images {', '.join(map(str, image_ids[:8].tolist()))} …"
         fix = "lower the learning rates, or look for NaN in the features"
-        raise FloatingPointError(f"the loss is {loss} {where}: {fix}. {saved.last()}")
+        raise FloatingPointError(f"the loss is {loss} {where}: {fix}. {saved.how_to_resume()}")

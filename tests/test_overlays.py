@@ -55,12 +55,6 @@ def test_maps_share_one_scale_and_one_colour_bar():
     assert is_png(overlays.maps(IMAGES[:1], GRIDS[2:])), "a map of zeros alone"
 
 
-def test_maps_with_scales_of_their_own():
-    figure = overlays.own_scales(IMAGES[0], dict(zip("abc", GRIDS)), "three")
-    assert scales(figure) == [(0, 5), (0, 10), (0, 1e-12)]
-    assert colour_bars(figure) == 3 and is_png(figure)
-
-
 def test_the_named_object_is_outlined():
     mask = np.zeros((32, 48), bool)
     mask[8:20, 8:20] = True

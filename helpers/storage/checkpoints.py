@@ -112,16 +112,10 @@ class Checkpoints:
         self.run.print(f"Going on from {path.name} in {self.folder.name}/.")
         return content["state"]
 
-    def last(self):
-        """The last complete checkpoint, in words."""
-        if not self.paths():
-            return "There is no checkpoint yet."
-        return f"The last good checkpoint is {self.paths()[-1]}."
-
     def how_to_resume(self):
-        if self.folder is None:
+        if not self.paths():
             return "Nothing was kept: give `checkpoints` a folder, and the same call goes on."
-        return f"{self.last()} The same call goes on from there."
+        return f"The same call goes on from {self.paths()[-1]}."
 
 
 def read_tensors(path):

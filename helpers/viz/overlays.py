@@ -110,20 +110,6 @@ def maps(images, grids, titles=None, columns=5, title="", label="score", top=Non
     return figure
 
 
-def own_scales(image, grids: dict, title: str = "", visible=None) -> Figure:
-    """Maps {name: [gh, gw]} of one image side by side, each with its own scale and colour bar.
-
-    visible: as in `overlay`.
-    """
-    figure, panels = plt.subplots(1, len(grids), figsize=(3.9 * len(grids), 3.8), squeeze=False)
-    for axes, (name, grid) in zip(panels[0], grids.items()):
-        drawn = overlay(axes, image, grid, visible=visible)
-        figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=MaxNLocator(5), format=SHORT)
-        axes.set_title(name, fontsize=11)
-    figure.suptitle(title)
-    return figure
-
-
 def map_and_words(
     image, grid, words, title="", label="score", strength=0.85, top=None, marked=None, word=None,
     visible=None,
