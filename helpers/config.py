@@ -202,9 +202,9 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def worker_threads(cores: int | None = None) -> int:
+def worker_threads() -> int:
     """Threads that read images while a tower runs: decoding releases Python's lock."""
-    return max(2, min(8, (cores or machine()["cores"]) // 2))
+    return max(2, min(8, machine()["cores"] // 2))
 
 
 def seed_everything(seed: int) -> None:

@@ -95,14 +95,13 @@ def lacking(snapshot: Path | str | None, needed: list[str]) -> str:
 
 def advice(model: str, error: Exception, missing: str) -> str | None:
     """What kept a model from being fetched and what to do about it; None for what is rare."""
-    refused = isinstance(error, (GatedRepoError, RepositoryNotFoundError))
     if constants.HF_HUB_OFFLINE:
         return (
             f"{model} lacks {missing} in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
             f"download: unset that and run `hf download {model}`, or "
             f"copy the folder models--{model.replace('/', '--')} there."
         )
-    if refused:
+    if isinstance(error, (GatedRepoError, RepositoryNotFoundError)):
         return (
             f"{constants.ENDPOINT} has no {model}, or gives it only with a valid token: check the "
             "name, and set HF_TOKEN to a token from https://huggingface.co/settings/tokens."

@@ -37,9 +37,9 @@ def light_png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", bbox_inches="tight")
     if buffer.tell() > HEAVY:
         pixels = Image.open(buffer).convert("RGB")
-        palette = pixels.quantize(256, Image.Quantize.MEDIANCUT)
+        colours = pixels.quantize(256, Image.Quantize.MEDIANCUT, kmeans=3)
         buffer = io.BytesIO()
-        pixels.quantize(palette=palette).save(buffer, "png", optimize=True)
+        colours.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 

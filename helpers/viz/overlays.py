@@ -111,12 +111,11 @@ def maps(images, grids, titles=None, columns=5, title="", label="score", top=Non
 
 
 def map_and_words(
-    image, grid, words, title="", label="score", strength=0.85, top=None, marked=None, word=None,
-    visible=None,
-) -> Figure:  # fmt: skip
+    image, grid, words, title="", label="score", strength=0.85, marked=None, word=None, visible=None
+) -> Figure:
     """An image, its map with a colour bar, and its caption's words (`attention.Words`) as bars.
 
-    strength, top, marked, visible: as in `overlay`; word: the number of one to mark.
+    strength, marked, visible: as in `overlay`; word: the number of one to mark.
     """
     width, height = 10.6, 4.4
     # Laid out by hand, in inches: drawn three times as fast as a layout that has to be found.
@@ -127,7 +126,7 @@ def map_and_words(
         figure.add_axes([x / width, y / height, w / width, h / height]) for x, y, w, h in places
     )
     show_image(left, image)
-    look = {"top": top, "strength": strength, "marked": marked, "visible": visible}
+    look = {"strength": strength, "marked": marked, "visible": visible}
     drawn = overlay(middle, image, grid, **look)
     figure.colorbar(drawn, cax=bar, ticks=MaxNLocator(5), format=SHORT)
     bar.set_ylabel(label, fontsize=9)
