@@ -25,7 +25,7 @@ from helpers.features import Embeddings, embed_images, embed_texts, extract_embe
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, save_heads
-from helpers.published_clip import published_clip as published_clip  # notebooks find it here
+from helpers.published_clip import published_clip as published_clip
 from helpers.storage import own_data
 from helpers.storage.checkpoints import weights_digest
 from helpers.storage.download import download
@@ -172,7 +172,8 @@ def heads(profile: Profile, seed: int | None = None, rebuild: bool = False) -> C
     model.history = history
     if history.interrupted:
         print(f"The training of seed {seed} was interrupted: its heads are not kept.")
-        if not rebuild:  # whoever needs finished heads cannot go on with these
+        # Whoever needs finished heads cannot go on with these.
+        if not rebuild:
             raise KeyboardInterrupt
         return model.eval()
     best = min(history, key=lambda row: row["dev_loss"])

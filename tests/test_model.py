@@ -1,7 +1,6 @@
 """Heads, the dual encoder around stand-in towers, and its files."""
 
 import copy
-import json
 import math
 
 import pytest

@@ -66,14 +66,16 @@ def word_bars(axes, words, scores, special: float | None = None, word: int | Non
     look = {"fontsize": min(10, 0.8 * 72 * inches / max(len(words), 1)), "annotation_clip": False}
     look |= {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
     axes.set_yticks([])
-    for i, name in enumerate(words):  # texts are drawn faster than the labels of ticks
+    # Texts are drawn faster than the labels of ticks.
+    for i, name in enumerate(words):
         name = literal(name if len(name) <= 16 else f"{name[:15]}…")
         name, weight = (f"▸ {name}", "bold") if i == word else (name, "normal")
         axes.annotate(name, (0, i), fontweight=weight, **look)
     axes.set_xlim(0, 1.05 * max(scores.max(initial=0), 1e-12))
     axes.xaxis.set(major_locator=MaxNLocator(3), major_formatter=SHORT)
     axes.tick_params(axis="x", labelsize=8.5)
-    axes.set_ylim(max(len(words), 8) - 0.4, -0.6)  # few words are no reason for fat bars
+    # Few words are no reason for fat bars.
+    axes.set_ylim(max(len(words), 8) - 0.4, -0.6)
     label = "score" if special is None else f"score ([CLS] and [SEP] take {special:.0%})"
     axes.set_xlabel(label, fontsize=9, loc="right")
 
