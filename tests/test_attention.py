@@ -69,15 +69,12 @@ def test_record_is_the_models_own_attention(tower):
 
 
 def state(tower):
-    """All that a look at a tower must not change."""
-    parts, tensors = [tower, *tower.model.modules()], [*tower.parameters(), *tower.buffers()]
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    """What a look at a tower must not change."""
+    parts, tensors = tower.model.modules(), [*tower.parameters(), *tower.buffers()]
     return [
-        tower.model.config.to_dict(),
         tower.model.config._attn_implementation,
-        [(part.training, sorted(vars(part))) for part in parts],
-        [list(getattr(part, name)) for part in parts for name in hooks],
-        [(id(t), t._version, t.requires_grad, id(t.grad)) for t in tensors],
+        [(part.training, len(part._forward_hooks)) for part in parts],
+        [(t._version, t.requires_grad, t.grad is None) for t in tensors],
     ]
 
 
@@ -330,9 +327,6 @@ def test_relevance_asks_nothing_of_the_weights(model, trainable):
     assert all(map(torch.equal, expected, inside))
     torch.testing.assert_close(expected[2], cosine)
     assert not any(part.requires_grad for part in expected)
-    normalised = {"pixel_values": model.image_tower.normalise(pixels()["pixel_values"])}
-    assert all(map(torch.equal, relevances(model, normalised, texts), expected))
-    assert not normalised["pixel_values"].requires_grad
     model.train()
     assert all(map(torch.equal, relevances(model, pixels(), texts), expected)), "without dropout"
 

@@ -29,18 +29,13 @@ def box_iou(a, b, least=0):
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
-def corner_iou(a, b):
-    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-
 def pad(sequences):
     rows = [torch.tensor(sequence) for sequence in sequences]
     return [pad_sequence(rows, True), pad_sequence([torch.ones_like(row) for row in rows], True)]
 
 
-def mean(hidden, mask, length=None):
-    return (hidden * mask[..., None]).sum(1) / (length or mask.sum(1, keepdim=True))
+def mean(hidden, mask):
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def padding(lengths, size):
@@ -51,11 +46,6 @@ def padding(lengths, size):
 def choose_alpha(alphas, recall, probes, worst=min):
     allowed = [i for i in range(len(alphas)) if worst(p[i] for p in probes.values()) >= -1]
     return alphas[max(allowed, key=lambda i: recall[i])]
-
-
-def own(best):
-    """Whether the best of row i is column i."""
-    return best == torch.arange(len(best))
 
 
 def own_among(best):
@@ -71,10 +61,6 @@ def choose(dev_scores, dev_labels, val_scores, val_labels):
     return accuracies(val_scores, val_labels)[accuracies(dev_scores, dev_labels).argmax()]
 
 
-def choose_by_diagonal(dev, dev_labels, val, val_labels):
-    return choose(dev, torch.arange(dev.shape[1]), val, torch.arange(val.shape[1]))
-
-
 def any_caption_wins(logits, image_ids):
     right = image_ids[:, None] == image_ids
     of_rows = -(logits.softmax(1) * right).sum(1).log()
@@ -87,17 +73,9 @@ def clip(gradients, most, down_only=True):
     return [g * (min(1, most / length) if down_only else most / length) for g in gradients]
 
 
-def add_lengths(gradients, most):
-    return [g / sum(h.norm() for h in gradients) for g in gradients]
-
-
-def difference(after, before, ddof=1, root=True):
+def difference(after, before, root=True):
     d = np.subtract(after, before)
-    return d.mean(), d.std(ddof=ddof) / (math.sqrt(len(d)) if root else 1)
-
-
-def unpaired(after, before):
-    return 0.03, math.sqrt((np.var(after, ddof=1) + np.var(before, ddof=1)) / 3)
+    return d.mean(), d.std(ddof=1) / (math.sqrt(len(d)) if root else 1)
 
 
 def sigmoid_in_chunks(images, texts, t, b, chunk, shifted=True):
@@ -160,50 +138,29 @@ WRONG = [
     ("00-chance", 0.5, "percentage"),
     ("00-diagonal", lambda s, k: own_among(s.topk(k, dim=0).indices.T), "columns"),
     ("00-diagonal", lambda s, k: own_among(s.topk(1, dim=1).indices), "k is 2"),
-    ("00-diagonal", lambda s, k: 0.5, "columns"),
     ("01-direction", "text → image", "vague"),
     ("01-direction", "both", "write"),
     ("01-direction", "image → text or text → image", "alone"),
-    ("01-iou", corner_iou, "opposite corner"),
     ("01-iou", lambda a, b: box_iou(a, b, least=-99), "apart share nothing"),
     ("01-padding-mask", lambda s: (pad(s)[0], pad(s)[0] != 0), "the number 0"),
     ("02-masked-mean", lambda hidden, mask: hidden.mean(1), "padding is averaged in"),
-    ("02-masked-mean", lambda hidden, mask: mean(hidden, mask, 3), "divide by its length"),
-    ("02-masked-mean", lambda hidden, mask: mean(hidden, mask)[:, None], "[2, 1, 2]"),
     ("02-padding", lambda lengths, size: padding(lengths, len(lengths)), "longest of all"),
-    ("02-padding", lambda lengths, size: padding(sorted(lengths), size), "order"),
-    ("02-padding", lambda lengths, size: 1 - padding(lengths, size), "real tokens"),
     ("02-normalise", lambda a, b: a @ b.T, "dot products"),
-    ("02-normalise", lambda a, b: F.normalize(a) @ b.T, "b's lengths"),
-    ("02-normalise", lambda a, b: a @ F.normalize(b).T, "a's lengths"),
     ("02-normalise", lambda a, b: a, "[2, 3]"),
     ("03-any-caption", lambda logits, ids: clip_loss(logits, torch.eye(3), ZERO, ids), "clip_loss"),
     ("03-any-caption", lambda logits, ids: clip_loss(logits, torch.eye(3), ZERO), "no part"),
-    ("03-any-caption", lambda logits: logits, "TypeError"),
-    ("03-temperature", 0.5 / math.log(511), "inverse"),
-    ("03-temperature", math.log(511), "difference"),
     ("04-clip", lambda g, most: [x * min(1, most / x.norm()) for x in g], "each tensor alone"),
-    ("04-clip", lambda g, most: [x.clamp(-most, most) for x in g], "each number"),
-    ("04-clip", add_lengths, "Add squares"),
     ("04-clip", lambda g, most: clip(g, most, down_only=False), "short enough"),
     ("04-clip", lambda g, most: clip(g, 1.0), "whatever `most` says"),
-    ("04-paired", unpaired, "unrelated"),
     ("04-paired", lambda *x: (np.subtract(*x).mean(), np.subtract(*x).std(ddof=1) / 3**0.5), "√3"),
     ("04-paired", lambda after, before: difference(after, before, root=False), "√n"),
-    ("04-paired", lambda after, before: difference(after, before, ddof=0), "n − 1"),
-    ("04-share", 1 / 12, "forward pass goes through all"),
-    ("04-share", 1 / 3, "forward pass alone"),
     ("04-alpha", lambda alphas, recall, _: alphas[recall.index(max(recall))], "loses more than"),
     ("04-alpha", lambda *x: choose_alpha(*x, worst=lambda p: next(iter(p))), "every probe"),
     ("05-chunks", lambda *x: sigmoid_in_chunks(*x, shifted=False), "second chunk"),
-    ("05-chunks", lambda *x: sigmoid_in_chunks(*x) / 5, "divide by n"),
     ("05-calm", lambda n: -math.log(n), "nearly"),
     ("05-shift", lambda n, m: math.log(n / m), "odds"),
     ("06-choose", lambda dev, dl, val, vl: accuracies(val, vl).max(), "chosen on the pictures"),
     ("06-choose", lambda dev, dl, val, vl: accuracies(dev, dl).max(), "accuracy on dev"),
-    ("06-choose", lambda dev, dl, val, vl: accuracies(val, vl).mean(), "mean over all"),
-    ("06-choose", lambda dev, dl, val, vl: accuracies(dev, dl).argmax(), "template's row"),
-    ("06-choose", choose_by_diagonal, "diagonal"),
     ("06-prompt", "a drawing of a dog", "0 times"),
     ("06-prompt", "a {} or a {}", "several times"),
     ("06-prompt", "{}", "bare name"),
@@ -213,17 +170,11 @@ WRONG = [
     ("06-prompt", "xyz {}", "what kind of picture"),
     ("06-prompt", "a {}", "what kind of picture"),
     ("07-widest", lambda *x: widest(*x, best=torch.sum, narrower=torch.mul), "rollout"),
-    ("07-widest", lambda *x: widest(*x, narrower=torch.mul), "narrowest pipe"),
-    ("07-widest", lambda *x: widest(*x, best=torch.sum), "add routes up"),
     ("07-widest", lambda matrices, source: widest(matrices.flip(0), source), "first layer"),
-    ("07-widest", lambda matrices, source: widest(matrices.mT, source), "turned"),
     ("07-widest", lambda matrices, source: widest(matrices[:2], matrices[2, 0]), "not always"),
-    ("07-other-layers", 0.0, "stand in the bound"),
-    ("07-other-layers", 0.8, "run the next cell"),
     ("08-merge", lambda found, sizes, k: merge(found, [0, 0, 0], k), "counted through"),
     ("09-interval", lambda p, n: 0.98 / math.sqrt(n), "0.5 is built in"),
     ("09-epochs", lambda pictures, batch, steps: steps * batch / pictures, "is 14"),
-    ("09-epochs", lambda pictures, batch, steps: steps // (pictures // batch), "83 epochs"),
 ]
 
 
@@ -286,13 +237,6 @@ def test_what_is_right_may_be_rounded_or_written_with_another_arrow():
     check("01-iou", lambda a, b: round(box_iou(a, b), 2), strict=True)
     for answer in ("image -> text", "Image to text", "image_to_text"):
         check("01-direction", answer, strict=True)
-
-
-def test_a_masked_mean_may_be_a_matrix_product():
-    def by_product(hidden, mask):
-        return torch.einsum("btd,bt->bd", hidden, mask) / mask.sum(1, keepdim=True)
-
-    check("02-masked-mean", by_product, strict=True)
 
 
 def test_an_answer_may_change_its_inputs():

@@ -1,9 +1,8 @@
-"""Pretraining of the tiny ViT: what it sees, its two augmentations, and the card beside it."""
+"""Pretraining of the tiny ViT: what it sees, and the card beside it."""
 
 import json
 
 import numpy as np
-import torch
 
 from helpers.config import ROOT
 from helpers.minicoco.sprites import UNSEEN, drawings
@@ -28,34 +27,6 @@ def test_what_is_drawn_and_how_it_is_labelled(monkeypatch):
         assert (drawn.colour or "own") == pretrain_vit.SHADES[colour]
         assert drawn.glyph in drawings(drawn.category), "none that is kept for the probes"
         assert where < len(pretrain_vit.SETTINGS)
-
-
-def test_a_crop_holds_its_whole_object():
-    boxes = [[0, 0, 20, 30], [70, 60, 96, 96], [20, 10, 80, 70], [40, 40, 50, 50]] * 20
-    marked = torch.zeros(len(boxes), 3, 96, 96, dtype=torch.uint8)
-    for image, (left, top, right, bottom) in zip(marked, boxes):
-        image[:, top:bottom, left:right] = 1
-    crops = pretrain_vit.crop(marked, torch.tensor(boxes), np.random.default_rng(0))
-    assert crops.shape == (len(boxes), 3, 64, 64)
-    assert (crops.flatten(1).sum(1) == marked.flatten(1).sum(1)).all()
-
-
-def test_copy_paste_brings_the_other_object_and_changes_nothing_else():
-    pixels = torch.stack([torch.full((3, 96, 96), k, dtype=torch.uint8) for k in range(2)])
-    boxes = torch.tensor([[0, 0, 10, 20], [50, 50, 60, 90]])
-    mixed = pretrain_vit.copy_paste(pixels, boxes, torch.tensor([1, 0]))
-    assert (mixed[0, :, 50:90, 50:60] == 1).all() and mixed[0].sum() == 3 * 40 * 10
-    assert (mixed[1, :, 0:20, 0:10] == 0).all() and (pixels[0] == 0).all()
-
-
-def test_the_loss_of_a_pasted_pair_is_the_mean_over_both():
-    torch.manual_seed(0)
-    logits = [torch.randn(4, n) for n in (5, 3, 2)]
-    labels, pasted = torch.zeros(4, 3, dtype=torch.long), torch.ones(4, 3, dtype=torch.long)
-    # The place stays that of the first.
-    both = torch.stack([pasted[:, 0], pasted[:, 1], labels[:, 2]], 1)
-    expected = (pretrain_vit.loss_of(logits, labels) + pretrain_vit.loss_of(logits, both)) / 2
-    assert torch.isclose(pretrain_vit.loss_of(logits, labels, pasted), expected)
 
 
 def test_the_card_beside_the_model_gives_what_was_measured():

@@ -286,13 +286,6 @@ def test_gradient_checkpointing_computes_twice_and_gives_the_same_losses(images)
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
-def test_a_crop_is_another_each_epoch_and_never_depends_on_who_asks(images):
-    examples, tower = Examples(images), image_tower()
-    first, again, later = (examples.crop(3, tower, 0, epoch) for epoch in (1, 1, 2))
-    assert first.equal(again) and not first.equal(later)
-    assert first.shape == (3, 16, 16) and first.dtype == torch.uint8
-
-
 # Stopping and going on
 
 
