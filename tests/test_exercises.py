@@ -53,6 +53,22 @@ def own_among(best):
     return (best == torch.arange(len(best))[:, None]).any(dim=1).float().mean()
 
 
+def recall_among(similarity, owner, gallery):
+    asks = torch.isin(owner, gallery)
+    nearest = gallery[similarity[asks][:, gallery].argmax(1)]
+    return (nearest == owner[asks]).double().mean()
+
+
+def all_compete(similarity, owner, gallery):
+    asks = torch.isin(owner, gallery)
+    return (similarity[asks].argmax(1) == owner[asks]).double().mean()
+
+
+def columns_as_pictures(similarity, owner, gallery):
+    asks = torch.isin(owner, gallery)
+    return (similarity[asks][:, gallery].argmax(1) == owner[asks]).double().mean()
+
+
 def any_caption(similarity, owner, k):
     rows = torch.arange(len(similarity))[:, None]
     return (owner[similarity.topk(k, dim=1).indices] == rows).any(dim=1).float().mean()
@@ -147,8 +163,8 @@ RIGHT = {
     "08-local": (math.log(64), math.log(512)),
     "08-ring": lambda rank, k, world: (rank - k) % world,
     "08-merge": merge,
-    "09-interval": lambda p, n: 1.96 * math.sqrt(p * (1 - p) / n),
-    "09-epochs": lambda pictures, batch, steps: round(steps / (pictures // min(batch, pictures))),
+    "09-gallery": recall_among,
+    "09-growth": 0.3,
 }
 WRONG = [
     ("00-chance", 0.5, "percentage"),
@@ -200,9 +216,13 @@ WRONG = [
     ("07-caption", "Relevance", "none of the four"),
     ("07-caption", [], "both towers"),
     ("08-merge", lambda found, sizes, k: merge(found, [0, 0, 0], k), "counted through"),
-    ("09-interval", lambda p, n: 0.98 / math.sqrt(n), "0.5 is built in"),
-    ("09-epochs", lambda pictures, batch, steps: steps * batch / pictures, "is 14"),
-    ("09-epochs", lambda pictures, batch, steps: steps // (pictures // batch), "83 epochs"),
+    ("09-gallery", lambda s, owner, gallery: recall_among(s, owner, torch.arange(4)), "left out"),
+    ("09-gallery", all_compete, "cut the columns"),
+    ("09-gallery", lambda s, owner, gallery: recall_among(s, owner, gallery) * 6 / 7, "that ask"),
+    ("09-gallery", columns_as_pictures, "look it up"),
+    ("09-growth", 0.75 / 60, "in proportion"),
+    ("09-growth", 0.75, "fewer pictures"),
+    ("09-growth", 0.6, "not near"),
 ]
 
 
