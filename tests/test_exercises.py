@@ -166,7 +166,6 @@ WRONG = [
     ("05-calm", lambda n: -math.log(n), "nearly"),
     ("05-shift", lambda n, m: math.log(n / m), "odds"),
     ("06-choose", lambda dev, dl, val, vl: accuracies(val, vl).max(), "chosen on the pictures"),
-    ("06-choose", lambda dev, dl, val, vl: accuracies(dev, dl).max(), "accuracy on dev"),
     ("06-prompt", "a drawing of a dog", "0 times"),
     ("06-prompt", "a {} or a {}", "several times"),
     ("06-prompt", "{}", "bare name"),
@@ -177,7 +176,6 @@ WRONG = [
     ("06-prompt", "a {}", "what kind of picture"),
     ("07-widest", lambda *x: widest(*x, best=torch.sum, narrower=torch.mul), "rollout"),
     ("07-widest", lambda matrices, source: widest(matrices.flip(0), source), "first layer"),
-    ("07-widest", lambda matrices, source: widest(matrices[:2], matrices[2, 0]), "not always"),
     ("08-merge", lambda found, sizes, k: merge(found, [0, 0, 0], k), "counted through"),
     ("09-gallery", lambda s, owner, gallery: recall_among(s, owner, torch.arange(4)), "left out"),
 ]
