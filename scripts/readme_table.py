@@ -88,7 +88,7 @@ def maps_table(metrics: dict) -> str:
 def gpu_table(result: dict | None) -> str:
     """The Markdown table of data/results/gpu.json, or what writes it."""
     if result is None:
-        return "On a GPU nothing has been measured yet: `python -m benchmarks.gpu` does."
+        return "The speed of a GPU has not been measured yet: `python -m benchmarks.gpu` does."
     rows = []
     for precision, row in result["fine_tuning"].items():
         speed = f"{row['images_per_second']:.0f}", f"{row['tflop_per_second']:.1f}"
