@@ -21,11 +21,11 @@ def start(*command):
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
-def finish(*command):
+def finish(*command, status=0):
     """What `python command…` prints until it and its workers, who share its pipes, have ended."""
     process = start(*command)
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    assert process.returncode == status, errors
     return output
 
 
