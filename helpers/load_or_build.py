@@ -25,6 +25,8 @@ from helpers.features import Embeddings, embed_images, embed_texts, extract_embe
 from helpers.minicoco import render
 from helpers.minicoco.scenes import draw
 from helpers.model import CLIP, load_heads, save_heads
+
+# Handed on: notebooks find it here.
 from helpers.published_clip import published_clip as published_clip
 from helpers.storage import own_data
 from helpers.storage.checkpoints import weights_digest
