@@ -23,7 +23,7 @@ DRAWN = {
     figures.image_grid: (IMAGES, WORDS, 4, 3, "four", MARKS, 40),
     figures.similarity_matrix: (IMAGES, WORDS, SCORES, "before"),
     figures.bars: ({MARKUP: 0.5, "b": (0.4, (0.3, 0.5))}, "", "", {"b": 0.1}, {MARKUP: 0.9}),
-    figures.found_images: (MARKUP, IMAGES, COSINES, MARKS),
+    figures.found_images: (IMAGES, COSINES, MARKS, MARKUP),
     figures.found_captions: (IMAGES[0], WORDS, COSINES, [True] * 4, "found"),
     make_pictures.clip_diagram: (IMAGES, WORDS, SCORES),
     make_pictures.typed_sentences: (WORDS[:2], IMAGES, SCORES[:2], 3),

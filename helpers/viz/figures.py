@@ -101,9 +101,8 @@ def similarity_matrix(images, captions, similarity, title="") -> Figure:
     similarity = np.asarray(similarity)
     rows, columns = similarity.shape
     figure, axes = plt.subplots(figsize=(4.6 + 0.78 * columns, 1.6 + 0.6 * rows))
-    limit = np.abs(similarity).max()
     numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 9}, "linewidths": 1}
-    scale = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "cbar_kws": {"label": "cosine"}}
+    scale = {"cmap": "vlag", "vmin": -1, "vmax": 1, "cbar_kws": {"label": "cosine"}}
     sns.heatmap(similarity, ax=axes, xticklabels=False, **numbers, **scale)
     names = [wrap(caption, 44, 4) for caption in captions]
     axes.set_yticks(np.arange(rows) + 0.5, names, rotation=0, fontsize=8.5)
@@ -174,10 +173,10 @@ def bars(rows: dict, title="", xlabel="", chance=(), attainable=()) -> Figure:
     return figure
 
 
-def found_images(query: str, images, scores, right=None, title="") -> Figure:
-    """The images found for a sentence, best first, right ones framed green, wrong ones red."""
+def found_images(images, scores, right=None, title="") -> Figure:
+    """The images found for a query, best first, right ones framed green, wrong ones red."""
     titles = [f"{i + 1}.  cosine {score:.2f}" for i, score in enumerate(scores)]
-    title = title or f"“{wrap(query, 90, 2)}”"
+    title = wrap(title, 100, 2)
     return image_grid(images, titles, len(images), size=2.1, title=title, marks=right)
 
 

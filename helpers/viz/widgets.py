@@ -68,7 +68,9 @@ def retrieved(model, images, image_embeds, sentence: str, k: int = 5) -> Figure:
     if not sentence.strip():
         raise ValueError("Type a sentence, then press Enter.")
     cosines, rows = nearest(model.encode_texts([sentence])[0], image_embeds, k)
-    return figures.found_images(sentence, [images[i] for i in rows.tolist()], cosines.tolist())
+    found = [images[i] for i in rows.tolist()]
+    title = f"“{sentence}”: the {len(found)} nearest of {len(images)} pictures"
+    return figures.found_images(found, cosines.tolist(), title=title)
 
 
 def retrieval_box(model, images, image_embeds, start: str = "a red car next to a dog") -> Live:
