@@ -116,7 +116,8 @@ def explained(model, images, sentence: str) -> Figure:
     cosines, rows = nearest(model.encode_texts([sentence])[0], model.encode_images(images))
     found = [images[i] for i in rows.tolist()]
     grids, _ = explain(model, found, [sentence])
-    title = f"“{sentence}”: the nearest pictures, and their relevance"
+    nearest_of = f"the {len(found)} nearest of {len(images):,} pictures"
+    title = f"“{sentence}”: {nearest_of}, and their relevance"
     texts = {"title": title, "label": "relevance, largest = 1"}
     texts["visible"] = model.image_tower.visible
     titles = [f"cosine {cosine:.2f}" for cosine in cosines]

@@ -199,7 +199,7 @@ def test_an_image_of_ones_own_is_classified_captioned_and_explained(model, answe
     embed = model.encode_images(photo)[0]
     cosines, rows = (answers[1] @ embed).sort(descending=True)
     nearest = CAPTIONS[rows[0]]
-    _, _, words, captions, classes = figure.axes[:5]
+    _, _, _, words, captions, classes = figure.axes
     lines = figure.get_suptitle().split("\n")
     assert lines == [widgets.DRAWN, f"“{nearest}”: cosine {cosines[0]:.2f}"]
     assert len(captions.texts) == len(CAPTIONS) and len(classes.patches) == 5

@@ -52,7 +52,7 @@ def read_table(source: Path, columns: str = "") -> tuple[pd.DataFrame, list[str]
     folders = [file.parent if file else root, root]
     table["path"] = table["image"].map(located(set(table["image"]), folders, pictures))
     named = {*table["image"], *map(str, table["path"])}
-    return table, [Path(name).name for name in listed if name not in named]
+    return table, [name.removeprefix(f"{root}/") for name in listed if name not in named]
 
 
 def caption_file(source: Path) -> Path | None:

@@ -48,14 +48,14 @@ def usable(profile, table, without_caption: list[str], text_tower):
     Raises ValueError with all that is wrong at once: how many of each kind, and the first three.
     """
     missing, empty = table["path"].isna(), table["caption"] == ""
-    unreadable = broken(sorted(set(table["path"].dropna())))
+    unreadable = table["path"].isin(broken(sorted(set(table["path"].dropna()))))
     faults = {
         "pictures without caption": without_caption,
         "captions without picture": list(table["image"][missing]),
-        "broken pictures": sorted(path.name for path in unreadable),
+        "broken pictures": sorted(set(table["image"][unreadable])),
         "empty captions": list(table["image"][empty & ~missing]),
     }
-    good = table[~missing & ~empty & ~table["path"].isin(unreadable)]
+    good = table[~missing & ~empty & ~unreadable]
     report = [f"{what}: {len(names)} ({some(names)})" for what, names in faults.items() if names]
     for line in report if profile.skip_faults else []:
         print(f"Left out: {line}")

@@ -59,8 +59,9 @@ def literal(text: str) -> str:
 
 
 def wrap(text: str, width: int, lines: int = 6) -> str:
-    """Text in at most `lines` lines of at most `width` characters, to be shown as it is."""
-    return literal("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
+    """Each line of a text in at most `lines` of at most `width` characters, shown as it is."""
+    shape = {"width": width, "max_lines": lines, "placeholder": " …"}
+    return literal("\n".join(textwrap.fill(line, **shape) for line in text.split("\n")))
 
 
 def show_image(axes, image, edge: str | None = None) -> None:
@@ -82,7 +83,7 @@ def image_grid(
     rows, width = -(-len(images) // columns), width or int(size * 11)
     captions = [wrap(text, width) for text in (() if titles is None else titles)]
     tallest = max((caption.count("\n") + 1 for caption in captions), default=0)
-    shape = (size * columns, (size + 0.19 * tallest) * rows + 0.4)
+    shape = (size * columns, (size + 0.15 * tallest + 0.07) * rows + 0.3)
     figure, grid = plt.subplots(rows, columns, figsize=shape, squeeze=False)
     for axes in grid.flat[len(images) :]:
         axes.axis("off")
@@ -98,7 +99,7 @@ def image_grid(
 
 def similarity_matrix(images, captions, similarity, title="") -> Figure:
     """Cosines [M, N] of captions (rows) with images (columns); the diagonal is framed."""
-    similarity = np.asarray(similarity)
+    similarity = np.asarray(similarity).round(2) + 0  # no -0.00
     rows, columns = similarity.shape
     figure, axes = plt.subplots(figsize=(4.6 + 0.78 * columns, 1.6 + 0.6 * rows))
     numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 9}, "linewidths": 1}
@@ -118,7 +119,7 @@ def similarity_matrix(images, captions, similarity, title="") -> Figure:
 
 def number_grids(tables: dict, title="", rows=None, columns=None) -> Figure:
     """Small matrices side by side, every number visible: {"softmax over rows": [n, n], …}."""
-    figure, grid = plt.subplots(1, len(tables), figsize=(3.5 * len(tables), 3.5), squeeze=False)
+    figure, grid = plt.subplots(1, len(tables), figsize=(3 * len(tables), 3), squeeze=False)
     numbers = {"annot": True, "fmt": ".2f", "cmap": "Blues", "cbar": False, "linewidths": 1}
     for axes, (name, table) in zip(grid[0], tables.items()):
         sns.heatmap(np.asarray(table), ax=axes, square=True, **numbers)
@@ -176,8 +177,7 @@ def bars(rows: dict, title="", xlabel="", chance=(), attainable=()) -> Figure:
 def found_images(images, scores, right=None, title="") -> Figure:
     """The images found for a query, best first, right ones framed green, wrong ones red."""
     titles = [f"{i + 1}.  cosine {score:.2f}" for i, score in enumerate(scores)]
-    title = wrap(title, 100, 2)
-    return image_grid(images, titles, len(images), size=2.1, title=title, marks=right)
+    return image_grid(images, titles, len(images), 2.1, wrap(title, 100, 2), marks=right)
 
 
 def text_bars(axes, texts, values, colors, width: int, fmt=".2f", title="", xlabel="") -> None:

@@ -68,8 +68,8 @@ def retrieved(model, images, image_embeds, sentence: str, k: int = 5) -> Figure:
     if not sentence.strip():
         raise ValueError("Type a sentence, then press Enter.")
     cosines, rows = nearest(model.encode_texts([sentence])[0], image_embeds, k)
+    title = f"“{sentence}”: the {len(rows)} nearest of {len(image_embeds):,} pictures"
     found = [images[i] for i in rows.tolist()]
-    title = f"“{sentence}”: the {len(found)} nearest of {len(images)} pictures"
     return figures.found_images(found, cosines.tolist(), title=title)
 
 
@@ -100,14 +100,14 @@ def explained(model, file, captions, caption_embeds, names, name_embeds, drawn, 
     found, classes = answers(model, embed, captions, caption_embeds, names, name_embeds)
     caption = caption.strip() or found[0][0]
     grids, words = explain(model, [image], [caption])
-    figure = plt.figure(figsize=(10.6, 7))
-    shape = {"width_ratios": [3, 3.6, 2.6], "height_ratios": [3, 1.7]}
-    axes = figure.subplot_mosaic("imw;ccp", **shape)
+    figure = plt.figure(figsize=(10.6, 6.6))
+    shape = {"width_ratios": [3, 3, 0.12, 2.4], "height_ratios": [3, 1.9]}
+    axes = figure.subplot_mosaic("imbw;cccp", **shape)
     figures.show_image(axes["i"], image)
     heat = overlays.overlay(axes["m"], image, grids[0], visible=model.image_tower.visible)
-    figure.colorbar(heat, label="relevance")
+    figure.colorbar(heat, cax=axes["b"], label="relevance", format=overlays.SHORT)
     overlays.word_bars(axes["w"], *words[0])
-    show_answers(axes["c"], axes["p"], found, classes, width=90)
+    show_answers(axes["c"], axes["p"], found, classes, width=78)
     cosine = float(model.encode_texts([caption])[0] @ embed)
     title = f"“{figures.wrap(caption, 84, 1)}”: cosine {cosine:.2f}"
     figure.suptitle(f"{DRAWN}\n{title}" if drawn else title, fontsize=12)
