@@ -140,7 +140,7 @@ def histograms(groups: dict, title="", xlabel="cosine", bins=60, marks: dict | N
     for k, (name, x) in enumerate((marks or {}).items()):
         axes.axvline(x, color="black", linestyle="--", linewidth=1)
         spot = x, axes.get_ylim()[1] * (0.93 - 0.1 * k)
-        axes.annotate(name, spot, xytext=(4, 0), textcoords="offset points", fontsize=9)
+        axes.annotate(f"{name} ", spot, ha="right", fontsize=9)
     axes.set(title=title, xlabel=xlabel, ylabel="density")
     axes.legend()
     return figure
