@@ -59,9 +59,8 @@ def literal(text: str) -> str:
 
 
 def wrap(text: str, width: int, lines: int = 6) -> str:
-    """Each line of a text in at most `lines` of at most `width` characters, shown as it is."""
-    shape = {"width": width, "max_lines": lines, "placeholder": " …"}
-    return literal("\n".join(textwrap.fill(line, **shape) for line in text.split("\n")))
+    """Text in at most `lines` lines of at most `width` characters, to be shown as it is."""
+    return literal("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
 
 
 def show_image(axes, image, edge: str | None = None) -> None:
@@ -81,7 +80,8 @@ def image_grid(
     (right, green), False (wrong, red) or None.
     """
     rows, width = -(-len(images) // columns), width or int(size * 11)
-    captions = [wrap(text, width) for text in (() if titles is None else titles)]
+    parts = [text.split("\n") for text in (() if titles is None else titles)]
+    captions = ["\n".join(wrap(line, width) for line in lines) for lines in parts]
     tallest = max((caption.count("\n") + 1 for caption in captions), default=0)
     shape = (size * columns, (size + 0.15 * tallest + 0.07) * rows + 0.3)
     figure, grid = plt.subplots(rows, columns, figsize=shape, squeeze=False)
