@@ -57,7 +57,7 @@ def table(study: dict | None) -> str:
     names = [m["gpu"] or f"{m['cpu']}, {m['cores']} cores" for m in machines]
     caption = f"Profile {study['profile']}, {' or '.join(map(str, sorted(seeds)))} seeds, "
     caption += f"{' and '.join(dict.fromkeys(names))}. Mean ± standard deviation over "
-    caption += "seeds; ▲ gain and ▼ loss against the heads of the same seeds, where the 95 % "
+    caption += "seeds; ▲ gain and ▼ loss against the heads before tuning, where the 95 % "
     caption += "intervals over seeds and over pictures both exclude 0 (recall@5, scenes "
     caption += "and swapped words are not compared). Made by `make readme`."
     return markdown(["", "Chance", *(MODELS[m] for m in models), "Attainable"], rows, caption)
