@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,9 @@ def choose_alpha(dev: dict[float, list[dict]]) -> tuple[float, float]:
 def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
     """What `<results>/study.json` says of the rows: (metrics by name, the alpha of each loss).
 
-    Each metric on val with mean and deviation over seeds, chance, what is attainable, and, where
-    hits are known, how it differs from the runs that were not tuned.
+    A setting is reported when all its seeds are in: each metric on val with mean and deviation over
+    seeds, chance, what is attainable, and, where hits are known, how it differs from the runs that
+    were not tuned.
     """
     val = load_or_build.data(profile, "val")
     queries = {"text_to_image": val.all_captions()[1], "image_to_text": np.arange(len(val))}
@@ -171,17 +173,17 @@ def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
     if scenes_known:
         attainable = render.attainable_recall(profile.data, profile.val_folder)["all"]
     alphas, metrics = {}, {}
-    for name, share in dict.fromkeys(job[:2] for job in jobs(profile)):
+    for (name, share), seeds in Counter(job[:2] for job in jobs(profile)).items():
         runs = [row for row in rows if (row["name"], row["share"]) == (name, share)]
-        if not runs:
+        if len(runs) < seeds:
             continue
         label = name if share == 1 else f"{name}@{round(share * profile.train_images)}"
         tables, before = {label: tables_of(runs, 1, "val")}, None
         if name in TUNED:
             start = TUNED[name][0]
-            seeds = [row["seed"] for row in runs]
+            done = [row["seed"] for row in runs]
             same = [row for row in rows if (row["name"], row["share"]) == (start, share)]
-            same = [row for row in same if row["seed"] in seeds]
+            same = [row for row in same if row["seed"] in done]
             before = tables_of(same, 1, "val")
             if name.endswith("finetuned") and share == 1:
                 dev = {alpha: tables_of(runs, alpha, "dev") for alpha in ALPHAS if alpha}
@@ -226,7 +228,7 @@ def study(profile: Profile) -> Path:
         if (name, share, seed) not in done:
             rows.append(one_run(profile, name, seed, share))
             alphas = write_results(profile, rows)
-            if name == "finetuned" and share == 1:
+            if (name, share) == ("finetuned", 1) and "projection" in alphas:
                 keep_best(profile, rows, alphas["projection"])
     write_results(profile, rows)
     return path

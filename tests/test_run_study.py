@@ -1,6 +1,7 @@
 """The long experiments, on the smoke profile: what they train and write, and nothing twice."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,8 @@ def test_means_intervals_and_the_change_against_the_start(smoke):
     recall = metrics["finetuned-averaged/text_to_image/recall@1"]
     assert recall["mean"] == 0.5 and recall["values"] == [0.5, 0.5] and recall["chance"] == 0.01
     assert 0.5 < recall["attainable"] <= 1
+    wider = replace(smoke, seeds=2)  # three runs of each: none is complete
+    assert summarise(wider, rows) == ({}, {})
     assert recall["change"]["mean"] == 0.25 and recall["change"]["verdict"] == "gain"
     low, high = metrics["projection/zero_shot/top1"]["interval"]
     assert low < 0.8 < high and not any(name.startswith("siglip") for name in metrics)
