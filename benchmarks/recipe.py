@@ -70,7 +70,7 @@ def try_heads(profile: Profile, name: str, lr: float) -> dict:
     model = fresh_heads(profile, name, profile.seed)
     train, dev = (load_or_build.examples(profile, split) for split in ("train", "dev"))
     fit(model, train, dev, seed=profile.seed, **recipe(profile, name) | {"lr": lr})
-    table = evaluate(profile, model, "dev")
+    table = evaluate(profile, model.eval(), "dev")
     return {"score": choose_alpha({0.0: [table]})[1], "dev": values(table)}
 
 
