@@ -51,7 +51,6 @@ class Profile:
     tune_epochs: int = 4  # passes over train when towers are fine-tuned
     image_lr: float = 4e-5  # peak learning rates of the two towers then
     text_lr: float = 1e-5
-    alpha: float = 0.3  # share of the tuned weights in the averaged model
     seed: int = 0
     seeds: int = 3  # a trained number is the mean over this many seeds
     # Of a reader's own data: a folder or caption file, the columns where they are called otherwise

@@ -47,6 +47,8 @@ HEADS = {
     "projection-10": (TEN, 1e-3),
     "siglip-projection-14.3": (CALM, 1e-3),
 }
+# The share of the tuned weights in an average with these heads: `choose_alpha` of the study.
+ALPHA = {"projection": 0.3, "siglip-projection": 0.7}
 # Images of dev while towers are tuned: several looks an epoch at all would take as long as it.
 DEV_LOOKED_AT = 500
 

@@ -33,7 +33,7 @@ def number(metric: dict | None) -> str:
 
 
 def bound(metric: dict, name: str) -> str:
-    return "" if metric.get(name) is None else f"{metric[name]:.3f}"
+    return "–" if metric.get(name) is None else f"{metric[name]:.3f}"
 
 
 def table(study: dict | None) -> str:

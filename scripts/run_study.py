@@ -173,6 +173,7 @@ def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
     if scenes_known:
         attainable = render.attainable_recall(profile.data, profile.val_folder)["all"]
     alphas, metrics = {}, {}
+    rows = sorted(rows, key=lambda row: row["seed"])
     for (name, share), seeds in Counter(job[:2] for job in jobs(profile)).items():
         runs = [row for row in rows if (row["name"], row["share"]) == (name, share)]
         if len(runs) < seeds:
@@ -181,9 +182,8 @@ def summarise(profile: Profile, rows: list[dict]) -> tuple[dict, dict]:
         tables, before = {label: tables_of(runs, 1, "val")}, None
         if name in TUNED:
             start = TUNED[name][0]
-            done = [row["seed"] for row in runs]
             same = [row for row in rows if (row["name"], row["share"]) == (start, share)]
-            same = [row for row in same if row["seed"] in done]
+            same = same[: len(runs)]  # the same seeds
             before = tables_of(same, 1, "val")
             if name.endswith("finetuned") and share == 1:
                 dev = {alpha: tables_of(runs, alpha, "dev") for alpha in ALPHAS if alpha}

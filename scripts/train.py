@@ -90,7 +90,7 @@ def main(argv=None):
         parts = [f"{side}_tower" for side in tuned]
         if tuned:
             save_model(model.cpu(), output / "tuned", meta, parts)
-            meta["alpha"] = profile.alpha if args.alpha is None else args.alpha
+            meta["alpha"] = load_or_build.ALPHA[name] if args.alpha is None else args.alpha
             model = average_weights(before, model, meta["alpha"])
         save_model(model.cpu(), output / "model", meta, parts)
         usual = args.loss == "clip" and load_or_build.tuning(profile).items() <= settings.items()

@@ -1,4 +1,4 @@
-"""README and the cards: links lead somewhere, numbers are those of the code and of data/results."""
+"""README, the cards and the committed model: links, numbers of the code and of data/results."""
 
 import json
 import re
@@ -73,15 +73,25 @@ def test_the_data_card_gives_the_sizes_of_the_code(monkeypatch):
 
 def test_the_data_card_gives_the_attainable_recall_of_the_results():
     metrics = json.loads(text_of("data/results/01.json"))["metrics"]
-    image, text = (
-        metrics[f"attainable/{way}/recall@1"]["mean"] for way in ("text_to_image", "image_to_text")
-    )
-    sentence = f"recall@1 of {image:.2f} from text to image and {text:.2f} from image to text"
+
+    def recall(model, digits):
+        ways = "text_to_image", "image_to_text"
+        return [f"{metrics[f'{model}/{way}/recall@1']['mean']:.{digits}f}" for way in ways]
+
+    image, text = recall("attainable", 2)
+    sentence = f"recall@1 of {image} from text to image and {text} from image to text"
     assert sentence in " ".join(text_of("docs/data_card.md").split())
     for detail in range(5):
-        image, text = (
-            f"{metrics[f'attainable-detail-{detail}/{way}/recall@1']['mean']:.3f}"
-            for way in ("text_to_image", "image_to_text")
-        )
+        image, text = recall(f"attainable-detail-{detail}", 3)
         row = rf"(?m)^\| {detail} \| .* \| {image} \| {text} \|$"
         assert re.search(row, text_of("docs/data_card.md"))
+
+
+def test_the_committed_model_in_half_precision_keeps_the_recall_of_its_run():
+    kept = json.loads(text_of("assets/finetuned/heads.json"))["meta"]
+    rows = json.loads(text_of("data/results/study.json"))["rows"]
+    [row] = [row for row in rows if all(row[n] == kept[n] for n in ("seed", "fingerprint"))]
+    of_file = json.loads(text_of("data/results/06.json"))["metrics"]
+    for name in ("text_to_image/recall@1", "image_to_text/recall@1"):
+        before = row["measured"][str(kept["alpha"])]["val"][name]["value"]
+        assert of_file[f"finetuned-averaged/{name}"]["mean"] == pytest.approx(before, abs=1e-3)

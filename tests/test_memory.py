@@ -27,10 +27,9 @@ NAMES = {"torch": torch}
 for cell in code_cells(NOTEBOOK):
     if cell.source.startswith(FIRST):
         exec(cell.source, NAMES)
-shapes_alone, batch_for, activation_bytes = (
-    NAMES[name] for name in ("shapes_alone", "batch_for", "activation_bytes")
-)
-flops, train_last, cost_of = (NAMES[name] for name in ("flops", "train_last", "cost_of"))
+shapes_alone, batch_for = NAMES["shapes_alone"], NAMES["batch_for"]
+activation_bytes, flops = NAMES["activation_bytes"], NAMES["flops"]
+train_last, cost_of = NAMES["train_last"], NAMES["cost_of"]
 
 
 class Twice(nn.Module):

@@ -62,13 +62,13 @@ def test_what_is_frozen_keeps_its_weights_under_their_names(smoke, monkeypatch):
 
 
 def test_the_committed_recipe_is_what_the_search_found_best():
-    profile = get_profile("mini")
     rows = json.loads((ROOT / "data/results/search.json").read_text())["rows"]
     assert missing(rows) == []
     for name, (_, lr) in HEADS.items():
         assert lr == best(rows, name=name)["lr"]
-    winner, settings = best(rows, name="finetuned"), load_or_build.tuning(profile)
+    winner, settings = best(rows, name="finetuned"), load_or_build.tuning(get_profile("mini"))
     assert winner["frozen_layers"] == 0
-    assert [winner[n] for n in ("lr", "image_lr", "text_lr")] == [
-        settings[n] for n in ("lr", "image_lr", "text_lr")
-    ]
+    rates = ("lr", "image_lr", "text_lr")
+    assert [winner[n] for n in rates] == [settings[n] for n in rates]
+    study = json.loads((ROOT / "data/results/study.json").read_text())
+    assert study["alphas"] == load_or_build.ALPHA

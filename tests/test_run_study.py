@@ -131,5 +131,4 @@ def test_what_is_best_on_dev_is_averaged_and_kept(smoke):
         assert torch.allclose(weight, kept, atol=1e-3, rtol=1e-3), name
     words = "text_tower.model.embeddings.word_embeddings.weight"
     assert model.get_parameter(words).equal(ends[0].get_parameter(words))
-    folder = smoke.trained / "finetuned"
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 30e6
+    assert sum(path.stat().st_size for path in (smoke.trained / "finetuned").iterdir()) < 30e6
