@@ -1,10 +1,12 @@
 """What was tried before the recipe of the study stood: `python -m benchmarks.recipe`.
 
 One seed, measured on dev alone. Heads: three rates for each loss and starting factor, and more
-where one at the edge wins. Both towers: three rates each; then, with the best two, three for the
-heads, and the lower three layers of the text tower frozen. A tuned model counts as good as the
-average that `choose_alpha` picks. The rows stand in `<results>/search.json`; the winners are
-written into HEADS and `tuning` of load_or_build.py, and the profile.
+where one at the edge is among the best. Scores within a tenth of a point count as equal, and the
+lowest rate of equal ones is taken. Both towers: three rates each; then, with the best two, three
+for the heads, and the lower three layers of the text tower frozen (its word and position vectors
+always are). A tuned model counts as good as the average that `choose_alpha` picks. The rows stand
+in `<results>/search.json`; the winners are written into HEADS and `tuning` of load_or_build.py, and
+the profile.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from helpers.training import fit
 from scripts.run_study import ALPHAS, choose_alpha, recipe, trained
 
 HEAD_RATES = [3e-4, 1e-3, 3e-3]
-FARTHER = {3e-4: 1e-4, 3e-3: 1e-2}  # beyond an edge that wins, for all heads alike
+FARTHER = {3e-4: 1e-4, 3e-3: 1e-2}  # beyond an edge among the best, for all heads alike
+EQUAL = 0.001  # a difference between scores that decides nothing
 IMAGE_RATES = [1e-4, 3e-4, 1e-3]
 TEXT_RATES = [3e-5, 1e-4, 3e-4]
 TUNED_HEAD_RATES = [3e-4, 1e-4, 1e-3]  # the first beside all rates of the towers
@@ -34,8 +37,8 @@ def missing(rows: list[dict]) -> list[dict]:
     """The settings that have to be tried next, in the light of the rows so far."""
     wanted = [{"name": name, "lr": lr} for name in HEADS for lr in HEAD_RATES]
     if all(tried(rows, settings) for settings in wanted):
-        winners = {best(rows, name=name)["lr"] for name in HEADS}
-        farther = [FARTHER[lr] for lr in sorted(winners) if lr in FARTHER]
+        rates = {row["lr"] for name in HEADS for row in as_good(rows, name=name)}
+        farther = [FARTHER[lr] for lr in sorted(rates) if lr in FARTHER]
         wanted += [{"name": name, "lr": lr} for name in HEADS for lr in farther]
     tuned = {"name": "finetuned", "lr": TUNED_HEAD_RATES[0], "frozen_layers": 0}
     towers = product(IMAGE_RATES, TEXT_RATES)
@@ -54,9 +57,16 @@ def tried(rows: list[dict], settings: dict) -> list[dict]:
     return [row for row in rows if settings.items() <= row.items()]
 
 
+def as_good(rows: list[dict], **settings) -> list[dict]:
+    """Of the rows with these settings the one with the highest score, and those that equal it."""
+    rows = tried(rows, settings)
+    highest = max(row["score"] for row in rows)
+    return [row for row in rows if row["score"] >= highest - EQUAL]
+
+
 def best(rows: list[dict], **settings) -> dict:
-    """Of the rows with these settings the one with the highest score."""
-    return max(tried(rows, settings), key=lambda row: row["score"])
+    """Of the best rows with these settings the one with the lowest rate of the heads."""
+    return min(as_good(rows, **settings), key=lambda row: row["lr"])
 
 
 def trial(profile: Profile, settings: dict) -> dict:

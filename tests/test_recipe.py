@@ -19,7 +19,7 @@ def rows_of(todo, score):
 def towers_peak(settings):
     """A score with one best rate for heads and one best pair for towers."""
     if settings["name"] != "finetuned":
-        return -abs(settings["lr"] - 1e-3)
+        return -100 * abs(settings["lr"] - 1e-3)
     wrong = (settings["image_lr"] != 1e-3) + (settings["text_lr"] != 1e-4)
     return -wrong - settings["frozen_layers"] - (settings["lr"] != 3e-4)
 
@@ -30,18 +30,16 @@ def test_every_pair_of_rates_then_the_rest_around_the_best():
     rows = rows_of(first, towers_peak)
     second = missing(rows)
     assert all(s["image_lr"] == 1e-3 and s["text_lr"] == 1e-4 for s in second)
-    assert sorted((s["lr"], s["frozen_layers"]) for s in second) == [
-        (1e-4, 0), (3e-4, 3), (1e-3, 0)
-    ]  # fmt: skip
+    found = sorted((s["lr"], s["frozen_layers"]) for s in second)
+    assert found == [(1e-4, 0), (3e-4, 3), (1e-3, 0)]
     assert missing(rows + rows_of(second, towers_peak)) == []
 
 
-def test_an_edge_that_wins_is_extended_for_all_heads():
-    def score(settings):
-        return settings["lr"] if settings["name"] == "siglip-projection" else towers_peak(settings)
-
-    farther = missing(rows_of(missing([]), score))
-    assert farther == [{"name": name, "lr": 1e-2} for name in HEADS]
+def test_an_edge_among_the_best_is_extended_for_all_heads_and_of_equal_rates_the_lowest_taken():
+    rows = rows_of(missing([]), towers_peak)
+    best(rows, name="siglip-projection", lr=3e-3)["score"] = 9e-4
+    assert missing(rows) == [{"name": name, "lr": 1e-2} for name in HEADS]
+    assert best(rows, name="siglip-projection")["lr"] == 1e-3
 
 
 def test_what_is_frozen_keeps_its_weights_under_their_names(smoke, monkeypatch):
