@@ -72,7 +72,7 @@ def best(rows: list[dict], **settings) -> dict:
 def trial(profile: Profile, settings: dict) -> dict:
     """Train with some settings and measure on dev: a row of the search."""
     measure = try_heads if settings["name"] in HEADS else try_towers
-    return settings | measure(profile, **settings)
+    return settings | measure(profile, **settings) | {"machine": machine()}
 
 
 def try_heads(profile: Profile, name: str, lr: float) -> dict:
@@ -123,8 +123,7 @@ def search(profile: Profile) -> Path:
     while todo := missing(rows):
         print("==", todo[0], flush=True)
         rows.append(trial(profile, todo[0]))
-        content = {"profile": profile.name, "machine": machine(), "rows": rows}
-        atomic_write(path, json.dumps(content, indent=1) + "\n")
+        atomic_write(path, json.dumps({"profile": profile.name, "rows": rows}, indent=1) + "\n")
     return path
 
 
