@@ -138,7 +138,7 @@ def growth(metrics: dict) -> Figure:
         axes.minorticks_off()
     panels[0].set_ylabel("recall@1 on val")
     panels[0].legend(loc="lower right")
-    figure.suptitle("More images bring higher recall, in as many steps")
+    figure.suptitle("More images bring higher recall, at equal steps")
     return figure
 
 
