@@ -1,7 +1,7 @@
 """Load or build: results files, means over seeds, the gallery, heads and when they are rebuilt."""
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_models_made_of_something_else_stay_where_they_are_and_are_not_used(smok
     first, before = load_or_build.heads(smoke, seed=0), kept.read_bytes()
     load_or_build.save_finetuned(smoke, first, {})
     assert load_or_build.finetuned(smoke) is not None
-    other = dataclasses.replace(smoke, **change, data=smoke.data.with_name("minicoco-other"))
+    other = replace(smoke, **change, data=smoke.data.with_name("minicoco-other"))
     model = load_or_build.heads(other, seed=0)
     assert model.dims["embed_dim"] == other.embed_dim and kept.read_bytes() == before
     assert len(model.history) == other.head_epochs
@@ -78,8 +78,7 @@ def test_models_made_of_something_else_stay_where_they_are_and_are_not_used(smok
 
 
 def test_a_changed_profile_of_this_name_does_not_write_over_the_committed_results(tmp_path):
-    changed = dataclasses.replace(get_profile("mini"), data=tmp_path)
-    assert changed.results == ROOT / "data/results/mini"
+    assert replace(get_profile("mini"), data=tmp_path).results == ROOT / "data/results/mini"
 
 
 def test_interrupted_heads_are_not_kept(smoke, monkeypatch, capsys):

@@ -165,4 +165,7 @@ def test_the_committed_models_load():
     for folder in (ROOT / "assets/heads").iterdir():
         loaded, meta = load_heads(folder)
         assert loaded.dims["embed_dim"] == 256 and len(meta["history"]) >= meta["epoch"]
-    assert load_or_build.finetuned(get_profile("mini")) is not None
+    profile = get_profile("mini")
+    tuned, pair = load_or_build.finetuned(profile), load_or_build.towers(profile)
+    for tower, before in zip((tuned.image_tower, tuned.text_tower), pair, strict=True):
+        assert weights_digest(tower) != weights_digest(before)

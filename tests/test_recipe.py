@@ -8,7 +8,7 @@ from benchmarks import recipe
 from benchmarks.recipe import best, freeze, missing, trial
 from helpers import load_or_build
 from helpers.config import ROOT, get_profile
-from helpers.load_or_build import HEADS
+from helpers.load_or_build import ALPHA, HEADS
 from scripts.run_study import DECLARED
 
 
@@ -68,5 +68,4 @@ def test_the_committed_recipe_is_what_the_search_found_best():
     assert winner["frozen_layers"] == 0
     rates = ("lr", "image_lr", "text_lr")
     assert [winner[n] for n in rates] == [settings[n] for n in rates]
-    study = json.loads((ROOT / "data/results/study.json").read_text())
-    assert study["alphas"] == load_or_build.ALPHA
+    assert json.loads((ROOT / "data/results/study.json").read_text())["alphas"] == ALPHA
